@@ -1,0 +1,31 @@
+"""Pieces that several experiments share."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+
+def template(name: str) -> str:
+    """The path of a template that comes with the project."""
+    return str(TEMPLATES / f"{name}.txt")
+
+
+def parse_arg(arg: str, **defaults):
+    """The typed switches of `--config=file.py:name=value,flag`, closed: an unknown one is an error.
+
+    A bare name sets a boolean to True.
+    """
+    values = dict(defaults)
+    for item in filter(None, arg.split(",")):
+        name, given, text = item.partition("=")
+        if name not in defaults:
+            known = ", ".join(defaults)
+            raise ValueError(f"unknown switch {name!r} behind the config's name; known are {known}")
+        kind = type(defaults[name])
+        if kind is bool:
+            values[name] = not given or text.lower() in ("1", "true")
+        else:
+            values[name] = kind(text)
+    return ConfigDict(values)

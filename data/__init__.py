@@ -1,0 +1,1 @@
+"""Text in, training batches out, as numpy: works where jax is not installed."""

@@ -1,0 +1,1 @@
+"""Fused operations, each with one public function in its api module."""

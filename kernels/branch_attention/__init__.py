@@ -1,0 +1,1 @@
+"""Attention of branches to a shared trunk, to their past and to themselves."""

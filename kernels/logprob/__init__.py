@@ -1,0 +1,1 @@
+"""Log-probability, log-sum-exp and entropy of labels without materialised logits."""

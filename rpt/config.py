@@ -1,0 +1,290 @@
+"""One experiment as frozen dataclasses: what configs/*.py say, checked and hashable.
+
+`from_config_dict` is the only place that meets a ConfigDict. Sections map one to one onto the
+dataclasses below; a field that does not exist, or a value that a class refuses, is one line.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+import ml_collections
+
+from rpt import objectives, optimizers, sharding
+from rpt import rollout as rollout_lib
+from rpt.model import config as model_config
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One part of a mixture: a name for reports, a spec of data.sources, a weight."""
+
+    name: str
+    spec: str
+    weight: float
+
+
+Mixture = tuple[SourceConfig, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from.
+
+    Attributes:
+      weights: what the model starts from: a Hugging Face folder, a GGUF file, 'fetch:NAME', or ''
+        for a fresh model of `model`.
+      tokenizer: 'weights' (the one that comes with them), 'bytes', a path, or 'miniature:V' (a
+        byte-level BPE of V tokens trained on the miniature and pydoc).
+      template: a file with header, tail, close and suffix.
+      add_bos: whether every trunk row begins with the tokenizer's bos token.
+    """
+
+    weights: str = ""
+    tokenizer: str = "weights"
+    template: str = ""
+    add_bos: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """When stage 0 may end: with-thought accuracy on validation answers of shallow depth.
+
+    Attributes:
+      spec: validation source with labels.
+      labels: which labelled tokens count, such as 'answer/1'; none means no gate.
+      threshold: accuracy to reach.
+      every_steps: how often to look, from `first_step` on.
+      max_steps: where the decay begins even if the gate was never passed.
+      documents: how many are measured.
+    """
+
+    spec: str = ""
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.9
+    first_step: int = 0
+    every_steps: int = 100
+    max_steps: int = 0
+    documents: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Next-token prediction on packed rows.
+
+    `steps` counts all, the decay at the end included; with a gate the decay begins once it is
+    passed, so the number varies. `flops_budget` > 0 ends when the ledger's training FLOPs reach
+    it, whatever `steps` says (for controls matched to another run).
+    """
+
+    mixture: Mixture = ()
+    opening_mixture: Mixture = ()
+    opening_steps: int = 0
+    steps: int = 0
+    flops_budget: float = 0.0
+    batch_size: int = 16
+    seq_len: int = 256
+    optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
+    gate: GateConfig = GateConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionsConfig:
+    """Where to think; entropies in nats, see rpt/positions.py.
+
+    `proxy` is a run directory whose frozen model gives the filter entropies; '' is the policy.
+    """
+
+    mode: Literal["entropy", "random"] = "entropy"
+    cuts_per_document: int = 4
+    low_nats: float = 1.5
+    high_nats: float = 100.0
+    random_fraction: float = 0.0
+    min_context: int = 8
+    proxy: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """The reward and what becomes of it within a group, see rpt/rewards.py, rpt/advantages.py.
+
+    Attributes:
+      groups_per_document: trained on per step, those of highest reward variance; 0 is all that
+        have any. A bound per document keeps the documents of a batch equally full.
+      dynamic_from_step: from here on, cuts are sampled again until `target_groups` groups have
+        a gradient or `max_rounds` rounds are over (DAPO); -1 never.
+    """
+
+    name: str = "prefix_match"
+    all_wrong_reward: float = 0.0
+    normalise: Literal["std", "none"] = "std"
+    ddof: Literal[0, 1] = 1
+    epsilon: float = 1e-6
+    leave_one_out: bool = False
+    groups_per_document: int = 0
+    dynamic_from_step: int = -1
+    target_groups: int = 0
+    max_rounds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Reinforcement pre-training, one document per trunk row.
+
+    Attributes:
+      init: run directory to take parameters and tokenizer from, or '' to start from data.weights.
+      micro_branches: branches per document in one micro-batch of the update.
+      t_multiple: micro-batches are trimmed to a multiple of this length.
+      warmup_steps: supervised steps before RPT on self-generated well-formed thoughts (SmolLM2).
+    """
+
+    init: str = ""
+    mixture: Mixture = ()
+    steps: int = 0
+    batch_size: int = 16
+    seq_len: int = 96
+    micro_branches: int = 64
+    t_multiple: int = 8
+    optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
+    warmup_steps: int = 0
+    warmup_documents: int = 8
+    warmup_learning_rate: float = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on positions of held-out documents (PROTOCOL sections 2 and 3).
+
+    Attributes:
+      validation, test: mixtures; documents are taken in order.
+      reference: run directory of the frozen model behind bin_entropy.
+      documents: of each part of the mixture.
+      thoughts: per position.
+      gate_documents: documents of which every position is thought at, for the gated curve.
+      positions_per_document: of the hard and other bins, at most, in the thought evaluation.
+    """
+
+    validation: Mixture = ()
+    test: Mixture = ()
+    reference: str = ""
+    documents: int = 64
+    gate_documents: int = 16
+    positions_per_document: int = 8
+    thoughts: int = 4
+    temperature: float = 1.0
+    batch_size: int = 16
+    bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Steps between lines, checkpoints and samples; what is kept."""
+
+    log_every_steps: int = 1
+    checkpoint_every_steps: int = 100
+    keep_last: int = 2
+    samples_every_steps: int = 20
+    scaling_checkpoints_per_decade: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An experiment. Frozen at a resume except `RESUMABLE`, whose changes are logged."""
+
+    seed: int = 0
+    model: model_config.ModelConfig | None = None
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    train: TrainConfig = TrainConfig()
+    positions: PositionsConfig = PositionsConfig()
+    rollout: rollout_lib.RolloutConfig = rollout_lib.RolloutConfig(group_size=8, think_tokens=64)
+    reward: RewardConfig = RewardConfig()
+    objective: objectives.ObjectiveConfig = objectives.ObjectiveConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+# Dotted prefixes that may differ when a run directory is continued.
+RESUMABLE = ("train.steps", "pretrain.steps", "mesh.", "logging.", "evaluate.")
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+    """Checks and converts.
+
+    Raises:
+      ValueError: an unknown field, a wrong type or a refused value, named by its dotted path.
+    """
+    return _build(Config, config.to_dict(), "config")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted paths at which two JSON-like configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        return found
+    return [] if old == new else [prefix.rstrip(".")]
+
+
+def is_resumable(path: str) -> bool:
+    return any(path == p.rstrip(".") or path.startswith(p) for p in RESUMABLE)
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """`value` as an instance of the annotation `kind`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _build_union([a for a in args if a is not type(None)], value, path)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, path)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path} must be a sequence, not {value!r}")
+        return tuple(_build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{path} must be one of {', '.join(map(repr, args))}, not {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{path} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _build_union(kinds: list[Any], value: Any, path: str) -> Any:
+    """The first member that accepts the value; dataclasses are told apart by their fields."""
+    errors = []
+    for kind in kinds:
+        try:
+            return _build(kind, value, path)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError(errors[0])
+
+
+def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(value, list | tuple):
+        names = [field.name for field in dataclasses.fields(kind)]
+        value = dict(zip(names, value, strict=False))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a section, not {value!r}")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise ValueError(f"{path}.{name} is no field; known are {', '.join(hints)}")
+    fields = {name: _build(hints[name], v, f"{path}.{name}") for name, v in value.items()}
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def model_from_json(value: dict[str, Any]) -> model_config.ModelConfig:
+    """The inverse of dataclasses.asdict on a ModelConfig."""
+    return _build(model_config.ModelConfig, value, "model")

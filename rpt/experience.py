@@ -1,0 +1,212 @@
+"""One step's experience: cuts, thoughts, rewards, advantages, and what of it is trained on.
+
+Rounds of dynamic sampling add cuts of the same documents, so they are more slots along C: the
+trunk is computed once however many rounds there are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data import pipeline, tokenizers
+from rpt import advantages, formats, ledger, positions, predictions, rewards, rollout, scoring
+from rpt import config as config_lib
+from rpt.model import config as model_config
+from rpt.model import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What stays the same over a run: how documents become questions and answers are read."""
+
+    model: model_config.ModelConfig
+    config: config_lib.Config
+    tokenizer: tokenizers.Tokenizer
+    template: formats.Template
+
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        return [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
+
+    @functools.cached_property
+    def tables(self) -> rollout.Tables:
+        return rollout.make_tables(self.tokenizer, self.template, self.model.vocab_size)
+
+    @functools.cached_property
+    def expressible_V(self) -> np.ndarray:
+        return formats.expressible_table(self.token_bytes, self.config.rollout.answer_format)
+
+    @functools.cached_property
+    def stop_ids(self) -> frozenset[int]:
+        eos = self.tokenizer.eos_id
+        padding = range(self.tokenizer.vocab_size, self.model.vocab_size)
+        return frozenset([*padding] if eos is None else [eos, *padding])
+
+    @functools.cached_property
+    def id_of_bytes(self) -> dict[bytes, int]:
+        # The lowest id wins where two tokens have the same bytes.
+        return {raw: i for i, raw in reversed(list(enumerate(self.token_bytes)))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """Everything of one step that the update, the metrics and the samples need.
+
+    trained_BC are the groups that enter the update; rounds is how often cuts were drawn.
+    """
+
+    cut_BC: np.ndarray
+    valid_BC: np.ndarray
+    trained_BC: np.ndarray
+    result: rollout.Rollout
+    predictions: Sequence[formats.Prediction]
+    targets: Sequence[rewards.Target | None]
+    reward_BCG: np.ndarray
+    right_BCG: np.ndarray
+    advantage_BCG: np.ndarray
+    rounds: int
+
+
+def collect(
+    task: Task,
+    params: Any,
+    batch: pipeline.TrunkBatch,
+    kv_LBSKH: transformer.KeyValues,
+    entropy_BS: np.ndarray,
+    step: int,
+) -> tuple[Experience, int]:
+    """Chooses cuts, thinks, scores; again under dynamic sampling while groups lack a gradient.
+
+    Returns:
+      the experience, and the FLOPs of extra scoring passes (dense rewards).
+    """
+    reward = task.config.reward
+    dynamic = 0 <= reward.dynamic_from_step <= step
+    parts, extra = [], 0
+    for round_ in range(reward.max_rounds if dynamic else 1):
+        part, spent = _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_)
+        parts.append(part)
+        extra += spent
+        found = sum(len(advantages.select_groups(p[-2], p[1])) for p in parts)
+        if not dynamic or found >= reward.target_groups:
+            break
+    cut_BC, valid_BC = (np.concatenate([p[i] for p in parts], axis=1) for i in (0, 1))
+    result = _joined([p[2] for p in parts])
+    B, G = len(cut_BC), task.config.rollout.group_size
+    # Flat lists run over documents first, so rounds are interleaved document by document.
+    read = [x for b in range(B) for p in parts for x in _rows(p[3], b, B)]
+    targets = [x for b in range(B) for p in parts for x in _rows(p[4], b, B)]
+    reward_BCG = np.concatenate([p[5] for p in parts], axis=1)
+    right_BCG = np.concatenate([p[6] for p in parts], axis=1)
+    advantage_BCG = advantages.group_advantages(
+        reward_BCG,
+        normalise=reward.normalise,
+        ddof=reward.ddof,
+        epsilon=reward.epsilon,
+        leave_one_out=reward.leave_one_out,
+        valid_BCG=np.repeat(valid_BC[..., None], G, axis=2),
+    )
+    return Experience(
+        cut_BC=cut_BC,
+        valid_BC=valid_BC,
+        trained_BC=_trained(reward_BCG, valid_BC, reward.groups_per_document),
+        result=result,
+        predictions=read,
+        targets=targets,
+        reward_BCG=reward_BCG,
+        right_BCG=right_BCG,
+        advantage_BCG=advantage_BCG,
+        rounds=len(parts),
+    ), extra
+
+
+def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_):
+    """(cut_BC, valid_BC, rollout, predictions, targets, reward_BCG, right_BCG), extra FLOPs."""
+    config = task.config
+    eligible_BS = positions.eligible_cuts(
+        batch.tokens_BS,
+        batch.lengths_B,
+        batch.header_length,
+        config.positions.min_context,
+        task.tokenizer.special_ids,
+        task.expressible_V,
+    )
+    cut_BC, valid_BC = positions.choose_cuts(
+        entropy_BS,
+        eligible_BS,
+        cuts_per_document=config.positions.cuts_per_document,
+        low_nats=config.positions.low_nats,
+        high_nats=config.positions.high_nats,
+        random_fraction=config.positions.random_fraction,
+        mode=config.positions.mode,
+        seed=config.seed,
+        step=step,
+        document_ids_B=batch.document_ids_B,
+        round_index=round_,
+    )
+    result = rollout.rollout(
+        task.model, config.rollout, params, task.tables, kv_LBSKH, cut_BC, valid_BC,
+        seed=config.seed, step=step, document_ids_B=batch.document_ids_B, round_=round_,
+    )  # fmt: skip
+    read = predictions.read(
+        result,
+        task.token_bytes,
+        task.stop_ids,
+        task.template,
+        config.rollout.answer_format,
+        valid_BC,
+        config.rollout.answer_tokens,
+    )
+    targets = predictions.targets(
+        batch.documents, batch.header_length, cut_BC, valid_BC, task.token_bytes
+    )
+    shape = (*cut_BC.shape, config.rollout.group_size)
+    probs_BCG, extra = None, 0
+    if config.reward.name in rewards.NEEDS_FIRST_TOKEN_PROBS:
+        ids_BCG = np.maximum(rewards.first_token_ids(read, task.id_of_bytes), 0).reshape(shape)
+        probs_BCG = np.asarray(
+            scoring.no_think_probs(
+                task.model, params, batch.tokens_BS, batch.segments_BS, batch.positions_BS,
+                cut_BC, ids_BCG,
+            )
+        )  # fmt: skip
+        extra = ledger.trunk_flops(task.model, *batch.tokens_BS.shape, passes=1)
+    scored = rewards.RewardBatch(
+        read, targets, shape, probs_BCG, config.reward.all_wrong_reward
+    )
+    reward_BCG = rewards.score(config.reward.name, scored)
+    right_BCG = reward_BCG
+    if config.reward.name != "prefix_match":
+        right_BCG = rewards.score("prefix_match", scored)
+    return (cut_BC, valid_BC, result, read, targets, reward_BCG, right_BCG), extra
+
+
+def _rows(flat: Sequence[Any], row: int, rows: int) -> Sequence[Any]:
+    width = len(flat) // rows
+    return flat[row * width : (row + 1) * width]
+
+
+def _joined(results: list[rollout.Rollout]) -> rollout.Rollout:
+    if len(results) == 1:
+        return results[0]
+    arrays = {
+        name: np.concatenate([getattr(r, name) for r in results], axis=1)
+        for name, value in results[0]._asdict().items()
+        if isinstance(value, np.ndarray)
+    }
+    steps = tuple(chunk for r in results for chunk in r.decode_steps)
+    return results[0]._replace(**arrays, decode_steps=steps)
+
+
+def _trained(reward_BCG, valid_BC, groups_per_document: int) -> np.ndarray:
+    """The groups with a gradient, at most so many per document, highest variance first."""
+    B, C, _ = reward_BCG.shape
+    trained_BC = np.zeros((B, C), bool)
+    for index in advantages.select_groups(reward_BCG, valid_BC):
+        row, slot = divmod(int(index), C)
+        if not groups_per_document or trained_BC[row].sum() < groups_per_document:
+            trained_BC[row, slot] = True
+    return trained_BC

@@ -1,0 +1,126 @@
+"""From names in a config to the things themselves: sources, tokenizer, model, parameters."""
+
+import functools
+import itertools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data import miniature, pipeline, sources, tokenizers, tokenizers_huggingface
+from rpt import checkpoint, config, fetch, sharding, weights
+from rpt.model import config as model_config
+from rpt.model import transformer
+
+SPECIAL_TOKENS = ("<bos>", "<eos>", "<think>", "</think>")
+
+
+class Loaded(NamedTuple):
+    """A model ready to run; `experiment` is the config.json of its run, {} without one."""
+
+    model: model_config.ModelConfig
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    experiment: dict[str, Any]
+
+
+def open_mixture(mixture: config.Mixture) -> list[pipeline.Mix]:
+    """The sources of a mixture.
+
+    Raises:
+      ValueError: there is none, or one cannot be opened.
+    """
+    if not mixture:
+        raise ValueError("the config names no text: set a mixture of (name, spec, weight)")
+    return [
+        pipeline.Mix(source=sources.open_source(part.spec), weight=part.weight, name=part.name)
+        for part in mixture
+    ]
+
+
+def start(experiment: config.Config) -> Loaded:
+    """What `data.weights`, `data.tokenizer` and `model` describe."""
+    data = experiment.data
+    if not data.weights:
+        if experiment.model is None:
+            raise ValueError("set config.model, or config.data.weights to start from a checkpoint")
+        tokenizer = load_tokenizer(data.tokenizer)
+        model = experiment.model
+        params = jax.jit(functools.partial(transformer.init, model))(
+            jax.random.key(experiment.seed)
+        )
+    else:
+        path = weights_path(data.weights)
+        model, params = weights.load(str(path))
+        tokenizer = load_tokenizer(str(path) if data.tokenizer == "weights" else data.tokenizer)
+    weights.check_vocabulary(model, tokenizer)
+    return Loaded(model, params, tokenizer, {})
+
+
+def weights_path(name: str) -> pathlib.Path:
+    """A path, or what `python -m rpt.fetch NAME` has fetched for 'fetch:NAME'."""
+    kind, _, rest = name.partition(":")
+    return fetch.path(rest) if kind == "fetch" else pathlib.Path(name)
+
+
+def load_tokenizer(name: str) -> tokenizers.Tokenizer:
+    kind, _, size = name.partition(":")
+    if kind == "miniature":
+        return miniature_tokenizer(int(size))
+    return tokenizers.load(name)
+
+
+@functools.cache
+def miniature_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE with one leading-space token per story word, and English pieces."""
+    english = sources.open_source("pydoc:?split=train")
+    texts = (english[i].text for i in range(len(english)))
+    return tokenizers_huggingface.train_bpe(
+        itertools.chain(miniature.tokenizer_texts(), texts), vocab_size, SPECIAL_TOKENS
+    )
+
+
+def load_run(workdir: pathlib.Path, step: int | None = None) -> Loaded:
+    """Model, parameters and tokenizer of a run directory.
+
+    Raises:
+      FileNotFoundError: no run, or no such checkpoint.
+    """
+    path = workdir / "model.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is no run directory: it has no model.json")
+    model = config.model_from_json(json.loads(path.read_text()))
+    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+    params = checkpoint.load_params(workdir, shapes, step)
+    tokenizer = tokenizers.load(str(workdir / "tokenizer"))
+    experiment = json.loads((workdir / "config.json").read_text())
+    return Loaded(model, params, tokenizer, experiment)
+
+
+def load_any(path: str, step: int | None = None) -> Loaded:
+    """A run directory, a Hugging Face folder, a GGUF file, or 'fetch:NAME'."""
+    if (pathlib.Path(path) / "model.json").is_file():
+        return load_run(pathlib.Path(path), step)
+    found = weights_path(path)
+    if not found.exists():
+        raise FileNotFoundError(f"{path}: neither a run directory nor a checkpoint")
+    model, params = weights.load(str(found))
+    tokenizer = tokenizers.load(str(found))
+    weights.check_vocabulary(model, tokenizer)
+    return Loaded(model, params, tokenizer, {})
+
+
+def place(mesh: Mesh, model: model_config.ModelConfig, params: Any) -> Any:
+    """Parameters in the training layout of the mesh."""
+    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+    shardings = sharding.parameter_shardings(mesh, transformer.logical_axes(model), shapes)
+    return jax.device_put(params, shardings)
+
+
+def header_ids(tokenizer: tokenizers.Tokenizer, header: str, add_bos: bool) -> np.ndarray:
+    """What stands before every document in its row: bos, if wanted, and the template's header."""
+    bos = [tokenizer.bos_id] if add_bos and tokenizer.bos_id is not None else []
+    return np.concatenate([np.array(bos, np.int32), tokenizer.encode_markup(header)])

@@ -1,0 +1,1 @@
+"""The decoder-only transformer, its configuration, and the trunk and branch primitives."""

@@ -1,0 +1,269 @@
+"""The two primitives over one set of layers: `trunk` and `branch`.
+
+`trunk` runs whole documents once. `branch` runs continuations that each attend a range of a
+trunk row, their own past, and themselves; it serves decoding (one position, with a past) and
+training (all positions, no past) alike. Parameters are an argument, so policy, EMA, sampling
+copy and reference share this module.
+
+Letters: B trunk rows, S trunk positions, R branches, T branch positions, U past branch
+positions, L layers, D width, F feed-forward, V vocabulary, N heads, K key/value heads, H head.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.branch_attention import api as branch_attention
+from rpt.model import config as config_lib
+from rpt.model import rope
+
+ModelConfig = config_lib.ModelConfig
+Params = Any
+
+
+class KeyValues(NamedTuple):
+    """Keys (rotated) and values of every layer: [L, B, S, K, H] of a trunk, or
+    [L, B, R, T, K, H] of branches."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Past(NamedTuple):
+    """Earlier positions of the branches: a cache of which the first `length` are filled."""
+
+    kv_LBRUKH: KeyValues
+    length: jax.Array
+
+
+class _Trunk(NamedTuple):
+    """What every trunk layer needs: who may see whom, [B, 1, S, S]."""
+
+    mask_B1SS: jax.Array
+
+
+class _Branch(NamedTuple):
+    """What every branch layer needs: the visible range of the trunk, and the past's length."""
+
+    lo_BR: jax.Array
+    hi_BR: jax.Array
+    past_length: jax.Array | None
+
+
+class _LayerContext(NamedTuple):
+    """What one branch layer reads: the trunk's and the past's keys and values of that layer."""
+
+    trunk: KeyValues
+    past: KeyValues | None
+
+
+def trunk(
+    config: ModelConfig,
+    params: Params,
+    tokens_BS: jax.Array,
+    segments_BS: jax.Array,
+    positions_BS: jax.Array,
+) -> tuple[jax.Array, KeyValues]:
+    """Runs whole rows, causally within each segment.
+
+    Args:
+      config: static shape of the model.
+      params: a parameter tree as `init` makes it, of any float dtype.
+      tokens_BS: int32 token ids, right-padded.
+      segments_BS: int32, 0 for padding, otherwise the document's number within its row.
+      positions_BS: int32 rotary positions, counted within the document.
+
+    Returns:
+      hidden_BSD after the final norm, and the keys and values [L, B, S, K, H].
+    """
+    S = tokens_BS.shape[1]
+    causal_SS = jnp.tril(jnp.ones((S, S), bool))
+    same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
+    inputs = _Trunk(mask_B1SS=(same_BSS & causal_SS)[:, None])
+    return _Transformer(config).apply(
+        {"params": params}, tokens_BS, positions_BS, inputs, None
+    )
+
+
+def branch(
+    config: ModelConfig,
+    params: Params,
+    kv_LBSKH: KeyValues,
+    tokens_BRT: jax.Array,
+    lo_BR: jax.Array,
+    hi_BR: jax.Array,
+    start_BR: jax.Array,
+    past: Past | None = None,
+) -> tuple[jax.Array, KeyValues]:
+    """Runs branches: each attends trunk positions lo <= s < hi, its past, and causally itself.
+
+    A branch sees exactly what a separate row holding its document up to the cut and then the
+    branch would see. Branches are right-padded: causality keeps padding from every real token.
+
+    Args:
+      config: static shape of the model.
+      params: a parameter tree.
+      kv_LBSKH: what `trunk` returned.
+      tokens_BRT: int32 branch tokens at positions past.length + [0, T).
+      lo_BR: where each branch's document begins in its trunk row.
+      hi_BR: its cut, exclusive.
+      start_BR: rotary position of the branch's first token (of its past, if there is one).
+      past: the branch's earlier positions when decoding.
+
+    Returns:
+      hidden_BRTD after the final norm, and the new keys and values [L, B, R, T, K, H], which
+      the caller writes into its cache: layers never copy a cache.
+    """
+    T = tokens_BRT.shape[-1]
+    offset = 0 if past is None else past.length
+    positions_BRT = start_BR[..., None] + offset + jnp.arange(T, dtype=jnp.int32)
+    inputs = _Branch(lo_BR, hi_BR, None if past is None else past.length)
+    context = _LayerContext(kv_LBSKH, None if past is None else past.kv_LBRUKH)
+    return _Transformer(config).apply(
+        {"params": params}, tokens_BRT, positions_BRT, inputs, context
+    )
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """A fresh float32 parameter tree: truncated normal, residual outputs scaled by depth."""
+    return nn.meta.unbox(_boxed_init(config, key))
+
+
+def logical_axes(config: ModelConfig) -> Any:
+    """The tree of `init` with a PartitionSpec of logical axis names at every leaf."""
+    boxed = jax.eval_shape(functools.partial(_boxed_init, config), jax.random.key(0))
+    return nn.get_partition_spec(boxed)
+
+
+def unembedding(config: ModelConfig, params: Params) -> jax.Array:
+    """The matrix [V, D] that turns hidden states into logits."""
+    return params["embedding"] if config.tied_head else params["head"]
+
+
+def num_parameters(config: ModelConfig) -> int:
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _boxed_init(config: ModelConfig, key: jax.Array) -> Params:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    inputs = _Trunk(jnp.ones((1, 1, 1, 1), bool))
+    return _Transformer(config).init(key, tokens, tokens, inputs, None)["params"]
+
+
+def _normal(scale: float, axes: tuple[str, ...]):
+    """Truncated normal with standard deviation `scale`, carrying its logical axes."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(scale), axes)
+
+
+class _RMSNorm(nn.Module):
+    epsilon: float
+    axis: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        # Squares of bfloat16 activations lose too much: the norm is always float32.
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
+        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class _Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, rotation, inputs, context):
+        config, dtype = self.config, self.config.dtype
+        D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_width
+
+        def project(name: str, heads: int, axis: str):
+            kernel = self.param(name, _normal(D**-0.5, ("embed", axis, "head")), (D, heads, H))
+            y = jnp.einsum("...D,DNH->...NH", x, kernel.astype(dtype))
+            if config.qkv_bias:
+                zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
+                y += self.param(f"{name}_bias", zeros, (heads, H)).astype(dtype)
+            return y
+
+        q = project("query", N, "heads")
+        k = project("key", K, "kv_heads")
+        v = project("value", K, "kv_heads")
+        if config.qk_norm:
+            q = _RMSNorm(config.norm_epsilon, "head", name="query_norm")(q)
+            k = _RMSNorm(config.norm_epsilon, "head", name="key_norm")(k)
+        q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
+        if isinstance(inputs, _Trunk):
+            mixed = jax.nn.dot_product_attention(q, k, v, mask=inputs.mask_B1SS)
+        else:
+            mixed = branch_attention.branch_attention(
+                q, k, v, context.trunk, inputs.lo_BR, inputs.hi_BR, context.past,
+                inputs.past_length,
+            )  # fmt: skip
+        scale = (N * H * 2 * config.num_layers) ** -0.5
+        out = self.param("output", _normal(scale, ("heads", "head", "embed")), (N, H, D))
+        return jnp.einsum("...NH,NHD->...D", mixed, out.astype(dtype)), KeyValues(k, v)
+
+
+class _FeedForward(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        dtype, D, F = self.config.dtype, self.config.width, self.config.ff_width
+        gate = self.param("gate", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
+        up = self.param("up", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
+        h = jax.nn.silu(jnp.einsum("...D,DF->...F", x, gate)) * jnp.einsum("...D,DF->...F", x, up)
+        scale = (F * 2 * self.config.num_layers) ** -0.5
+        down = self.param("down", _normal(scale, ("ff", "embed")), (F, D)).astype(dtype)
+        return jnp.einsum("...F,FD->...D", h, down)
+
+
+class _Layer(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, context, rotation, inputs):
+        epsilon = self.config.norm_epsilon
+        h = _RMSNorm(epsilon, "embed", name="attention_norm")(x)
+        mixed, kv = _Attention(self.config, name="attention")(h, rotation, inputs, context)
+        x = x + mixed
+        h = _RMSNorm(epsilon, "embed", name="ff_norm")(x)
+        return x + _FeedForward(self.config, name="ff")(h), kv
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class _Transformer(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens, positions, inputs, context):
+        config = self.config
+        V, D = config.vocab_size, config.width
+        embedding = self.param("embedding", _normal(0.02, ("vocab", "embed")), (V, D))
+        if not config.tied_head:
+            self.param("head", _normal(0.02, ("vocab", "embed")), (V, D))
+        x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
+        layer = _Layer
+        if config.remat != "none":
+            # prevent_cse is needless under scan and would keep XLA from fusing.
+            layer = nn.remat(_Layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, name="layers")
+        rotation = rope.rotation(config, positions)
+        x, kv = layers(x, context, rotation, inputs)
+        return _RMSNorm(config.norm_epsilon, "embed", name="final_norm")(x), kv

@@ -1,0 +1,233 @@
+"""Next-token pre-training: stage 0, and the controls that continue it.
+
+    python -m rpt.pretrain --config=configs/mini.py --workdir=runs/stage0
+
+One iteration: batch -> next-token loss and gradient -> optimiser step -> log -> gate -> save.
+A run that was stopped goes on when the same command is given again. With a gate, the learning
+rate decays once shallow with-thought accuracy is reached, or at the bound; summary.json says which.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from data import pipeline
+from rpt import checkpoint, cli, gate, ledger, loading, optimizers, runs, sharding, update
+from rpt import config as config_lib
+from rpt.model import transformer
+
+
+def pretrain(
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    *,
+    init: pathlib.Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    stop: cli.StopSignal | None = None,
+) -> dict[str, Any]:
+    """Runs (or continues) to the end or to a stop signal; returns the summary.
+
+    Args:
+      config: sections data, model, pretrain, mesh, logging.
+      workdir: run directory.
+      init: a run whose parameters and tokenizer to start from.
+      overrides: command line overrides, for the record.
+      stop: asks the loop to save and end.
+    """
+    settings = config.pretrain
+    loaded = loading.load_run(init) if init else loading.start(config)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    mesh = sharding.make_mesh(config.mesh, settings.batch_size)
+    streams = _Streams(settings, tokenizer, config.seed)
+    measure = gate.Gate(config, tokenizer) if settings.gate.labels else None
+    optimizer = optimizers.make(settings.optimizer)
+    runs.open_run(workdir, config, model, tokenizer, overrides or {})
+
+    # ---- state: fresh or restored ---------------------------------------------------------------
+    params = loading.place(mesh, model, loaded.params)
+    opt_state = jax.jit(optimizer.init)(params)
+    book, gated = ledger.Ledger(), _GateState()
+    store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
+    step = 0
+    if store.latest() is not None:
+        restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+        step, params, opt_state = restored.step, restored.params, restored.opt_state
+        book = ledger.Ledger(**restored.host["ledger"])
+        gated = _GateState(**restored.host["gate"])
+        streams.set_state(restored.host["streams"])
+    log = runs.Log(workdir, "pretrain", step, _total_steps(settings), config.logging.log_every_steps)
+    began, metrics = time.monotonic(), {}
+    rows = settings.batch_size * settings.seq_len
+    step_flops = ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
+
+    def host_state() -> dict[str, Any]:
+        return {
+            "ledger": dataclasses.asdict(book),
+            "gate": dataclasses.asdict(gated),
+            "streams": streams.get_state(),
+        }
+
+    def finished() -> bool:
+        if settings.flops_budget:
+            return book.training_flops >= settings.flops_budget
+        if measure is not None:
+            start = gated.decay_start
+            return start is not None and step >= start + settings.optimizer.decay_steps
+        return step >= settings.steps
+
+    # ---- the loop ------------------------------------------------------------------------------
+    while not finished() and not (stop is not None and stop.received):
+        batch = sharding.shard_rows(mesh, streams.next(step))
+        nll, grads = update.ntp_gradients(model, params, batch)
+        factor = optimizers.factor(settings.optimizer, step, _decay_start(settings, gated))
+        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
+        del grads
+        step += 1
+        before, book = book, book.add("update", rows, step_flops)
+        book = book.add_documents(int((batch.ntp_weight_BS > 0).sum()))
+        metrics = {
+            "ntp_nats": float(nll),
+            "grad_norm": float(norm),
+            "learning_rate_factor": factor,
+            "training_flops": float(book.training_flops),
+        }
+        if measure is not None and gated.is_due(settings.gate, step):
+            accuracy, spent = measure.accuracy(model, params)
+            book = book.add("eval", 0, spent)
+            gated = gated.after(settings.gate, step, accuracy)
+            metrics["gate_accuracy"] = accuracy
+            log.say(f"gate at step {step}: shallow with-thought accuracy {accuracy:.3f}")
+        log.write(step, metrics, f"nll {metrics['ntp_nats']:.3f}")
+        per_decade = config.logging.scaling_checkpoints_per_decade
+        if checkpoint.crosses_scaling_point(before, book, per_decade):
+            store.save_scaling(step, params)
+        if step % config.logging.checkpoint_every_steps == 0:
+            store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
+
+    # ---- the end -------------------------------------------------------------------------------
+    done = finished()
+    if measure is not None and done and gated.final_accuracy is None:
+        accuracy, spent = measure.accuracy(model, params)
+        book = book.add("eval", 0, spent)
+        gated = dataclasses.replace(gated, final_accuracy=accuracy)
+    store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
+    store.close()
+    log.close()
+    summary = {
+        "command": "pretrain",
+        "finished": done,
+        "step": step,
+        "wall_seconds_this_start": time.monotonic() - began,
+        "metrics": metrics,
+        "gate": {
+            **dataclasses.asdict(gated),
+            "passed": (gated.final_accuracy or 0.0) >= settings.gate.threshold,
+        },
+        "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
+        "parameters": transformer.num_parameters(model),
+        "params_sha256": checkpoint.params_sha256(params),
+    }
+    runs.write_json(workdir / "summary.json", summary)
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _GateState:
+    """When the decay began, whether the bound came first, and the accuracy after the decay."""
+
+    decay_start: int | None = None
+    bound_reached: bool = False
+    final_accuracy: float | None = None
+
+    def is_due(self, config: config_lib.GateConfig, step: int) -> bool:
+        if self.decay_start is not None or step < config.first_step:
+            return False
+        return (step - config.first_step) % config.every_steps == 0 or step >= config.max_steps
+
+    def after(self, config: config_lib.GateConfig, step: int, accuracy: float) -> "_GateState":
+        if accuracy >= config.threshold:
+            return dataclasses.replace(self, decay_start=step)
+        if step >= config.max_steps:
+            return dataclasses.replace(self, decay_start=step, bound_reached=True)
+        return self
+
+
+def _decay_start(settings: config_lib.PretrainConfig, gated: _GateState) -> int | None:
+    if settings.gate.labels:
+        return gated.decay_start
+    return settings.steps - settings.optimizer.decay_steps if settings.steps else None
+
+
+def _total_steps(settings: config_lib.PretrainConfig) -> int:
+    """For the progress line: the most steps there can be."""
+    if settings.gate.labels:
+        return settings.gate.max_steps + settings.optimizer.decay_steps
+    return settings.steps
+
+
+class _Streams:
+    """The opening mixture for the first steps, then the main one."""
+
+    def __init__(self, settings: config_lib.PretrainConfig, tokenizer, seed: int):
+        def open_stream(mixture: config_lib.Mixture):
+            return pipeline.packed_batches(
+                loading.open_mixture(mixture),
+                tokenizer,
+                batch_size=settings.batch_size,
+                seq_len=settings.seq_len,
+                seed=seed,
+                add_bos=tokenizer.bos_id is not None,
+                add_eos=tokenizer.eos_id is not None,
+            )
+
+        self._opening_steps = settings.opening_steps
+        self._main = open_stream(settings.mixture)
+        self._opening = open_stream(settings.opening_mixture) if self._opening_steps else None
+
+    def next(self, step: int) -> update.TrunkInputs:
+        opening = self._opening is not None and step < self._opening_steps
+        batch = next(self._opening if opening else self._main)
+        counted_BS = np.zeros(batch.tokens_BS.shape, bool)
+        # loss_mask says that position s predicts s + 1; weights belong to the target.
+        counted_BS[:, 1:] = batch.loss_mask_BS[:, :-1]
+        weight_BS = (counted_BS / max(int(counted_BS.sum()), 1)).astype(np.float32)
+        return update.TrunkInputs(
+            batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        opening = None if self._opening is None else self._opening.get_state()
+        return {"main": self._main.get_state(), "opening": opening}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._main.set_state(state["main"])
+        if self._opening is not None:
+            self._opening.set_state(state["opening"])
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = config_lib.from_config_dict(_CONFIG.value)
+    init = pathlib.Path(_INIT.value) if _INIT.value else None
+    summary = pretrain(
+        config,
+        pathlib.Path(_WORKDIR.value),
+        init=init,
+        overrides=cli.overrides(),
+        stop=cli.StopSignal(),
+    )
+    state = "finished" if summary["finished"] else "stopped; the same command goes on"
+    print(f"{state} at step {summary['step']}; summary in {_WORKDIR.value}/summary.json")
+
+
+if __name__ == "__main__":
+    _CONFIG = cli.define_config()
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if missing.")
+    _INIT = flags.DEFINE_string("init", "", "Run directory to start from (continued training).")
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

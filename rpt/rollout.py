@@ -1,0 +1,470 @@
+"""Rollouts: G thoughts at every cut of every document, decoded together over one trunk.
+
+All branches of a batch advance in lockstep: position t of every branch is computed at once, so
+the cache is written with one slice per step and the trunk is read once per document. Branches
+pass through four phases:
+
+    THINK   sampled tokens, until the bytes `</think>` have appeared (at any tokenisation) or the
+            budget is used up
+    FORCE   tokens given by the template: its suffix after the marker, or, when the budget was
+            used up and `on_budget='force_close'`, the whole close; never in the loss
+    ANSWER  sampled tokens: exactly `answer_tokens` in the token format, up to that many in boxed
+    DONE
+
+The marker is found on the device by the automaton of `formats.marker_automaton`. Decoding runs in
+chunks; between chunks one scalar reaches the host, finished branches are compacted away within
+each document, and the branch cache grows to its next bucket.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import tokenizers
+from kernels.logprob import api as logprob
+from kernels.sample import api as sampling
+from kernels.sample import noise
+from rpt import formats
+from rpt.model import config as config_lib
+from rpt.model import transformer
+
+THINK, FORCE, ANSWER, DONE = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How thoughts are sampled. Token counts are per branch.
+
+    `chunk_tokens` is the first bucket of branch positions; each later bucket doubles. top_k=0 and
+    top_p=1 leave the distribution whole; temperature 0 is greedy.
+    """
+
+    group_size: int
+    think_tokens: int
+    answer_format: formats.AnswerFormat = "token"
+    answer_tokens: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    on_budget: Literal["force_close", "zero_reward"] = "force_close"
+    chunk_tokens: int = 16
+
+    def __post_init__(self):
+        if min(self.group_size, self.think_tokens, self.answer_tokens, self.chunk_tokens) < 1:
+            raise ValueError(f"group size and token counts of a rollout must be positive: {self}")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                "rollout needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got "
+                f"{self.temperature}, {self.top_p}, {self.top_k}"
+            )
+
+
+class Tables(NamedTuple):
+    """What the device must know of tokenizer and template.
+
+    `forced_ids` is the template's close followed by its suffix alone; a budget close starts at 0,
+    a suffix at `close_length`.
+    """
+
+    tail_ids: jax.Array
+    forced_ids: jax.Array
+    close_length: jax.Array
+    automaton_VS: jax.Array
+    straddles_VS: jax.Array
+    stop_V: jax.Array
+
+
+class Branches(NamedTuple):
+    """Everything that lives per branch; all [B, R] or [B, R, T]. `slot` is the original index."""
+
+    slot_BR: jax.Array
+    lo_BR: jax.Array
+    hi_BR: jax.Array
+    key_BR2: jax.Array
+    target_BR: jax.Array
+    phase_BR: jax.Array
+    match_BR: jax.Array
+    forced_BR: jax.Array
+    sampled_count_BR: jax.Array
+    length_BR: jax.Array
+    answer_start_BR: jax.Array
+    over_budget_BR: jax.Array
+    tokens_BRT: jax.Array
+    sampled_BRT: jax.Array
+    log_prob_BRT: jax.Array
+    threshold_BRT: jax.Array
+    best_BRT: jax.Array
+    target_log_prob_BRT: jax.Array
+
+
+class Rollout(NamedTuple):
+    """Finished branches as numpy. Positions from `tail_length` on are the model's or forced.
+
+    sampled_BRT marks tokens that were sampled (they are in the loss); log_prob_BRT is their
+    log-probability under the distribution really sampled from, threshold_BRT its truncation;
+    best_BRT is the most probable token there; target_log_prob_BRT the untempered log-probability
+    of the branch's target token (zeros unless targets were given); answer_start_BR is -1 when
+    no answer was begun. decode_steps lists (positions computed, branches per document, cache
+    length) of every chunk, for the ledger.
+    """
+
+    tokens_BRT: np.ndarray
+    sampled_BRT: np.ndarray
+    log_prob_BRT: np.ndarray
+    threshold_BRT: np.ndarray
+    best_BRT: np.ndarray
+    target_log_prob_BRT: np.ndarray
+    length_BR: np.ndarray
+    answer_start_BR: np.ndarray
+    over_budget_BR: np.ndarray
+    tail_length: int
+    decode_steps: tuple[tuple[int, int, int], ...]
+
+
+def make_tables(tokenizer: tokenizers.Tokenizer, template: formats.Template, vocab_size: int):
+    """Tables for a vocabulary of `vocab_size` rows (at least the tokenizer's, padded by no-ops)."""
+    raw = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    raw += [b""] * (vocab_size - len(raw))
+    automaton_VS, straddles_VS = formats.marker_automaton(raw)
+    close = tokenizer.encode_markup(template.close)
+    suffix = tokenizer.encode_markup(template.suffix)
+    stop_V = np.zeros(vocab_size, bool)
+    if tokenizer.eos_id is not None:
+        stop_V[tokenizer.eos_id] = True
+    # Padding rows of the embedding are no text: ending the branch there gives them reward 0.
+    stop_V[tokenizer.vocab_size :] = True
+    tables = Tables(
+        tail_ids=tokenizer.encode_markup(template.tail),
+        forced_ids=np.concatenate([close, suffix]),
+        close_length=np.int32(len(close)),
+        automaton_VS=automaton_VS,
+        straddles_VS=straddles_VS,
+        stop_V=stop_V,
+    )
+    if not len(tables.tail_ids):
+        raise ValueError(
+            "the template has nothing between {{document}} and {{thought}}; a branch needs at "
+            "least one token there, such as <think>"
+        )
+    return Tables(*[jnp.asarray(x) for x in tables])
+
+
+def total_positions(config: RolloutConfig, tables: Tables) -> int:
+    """T: the longest branch possible, tail and forced tokens included."""
+    forced = tables.forced_ids.shape[0]
+    return tables.tail_ids.shape[0] + config.think_tokens + forced + config.answer_tokens
+
+
+def branch_keys(
+    seed: int, step: int, round_: int, document_ids_B: np.ndarray, cut_BR: np.ndarray, group: int
+) -> jax.Array:
+    """Noise keys [B, R, 2] of (run seed, step, round, document, cut, sample index)."""
+    B, R = cut_BR.shape
+    ids = np.broadcast_to(np.asarray(document_ids_B, np.uint64)[:, None], (B, R)).reshape(-1)
+    sample = np.broadcast_to(np.arange(R) % group, (B, R)).reshape(-1)
+    keys = noise.root_keys(seed, B * R)
+    for word in (step, round_):
+        keys = noise.fold(keys, jnp.full(B * R, word, jnp.uint32))
+    for words in (ids >> np.uint64(32), ids & np.uint64(0xFFFFFFFF), cut_BR.reshape(-1), sample):
+        keys = noise.fold(keys, jnp.asarray(words.astype(np.uint32)))
+    return keys.reshape(B, R, 2)
+
+
+def rollout(
+    model: config_lib.ModelConfig,
+    config: RolloutConfig,
+    params: transformer.Params,
+    tables: Tables,
+    kv_LBSKH: transformer.KeyValues,
+    cut_BC: np.ndarray,
+    valid_BC: np.ndarray,
+    *,
+    seed: int,
+    step: int,
+    document_ids_B: np.ndarray,
+    round_: int = 0,
+    target_BC: np.ndarray | None = None,
+    branch_multiple: int = 1,
+) -> Rollout:
+    """Samples `group_size` thoughts and answers at every valid cut.
+
+    Args:
+      model: static model shape.
+      config: static sampling settings.
+      params: the sampling copy of the parameters.
+      tables: of `make_tables`.
+      kv_LBSKH: the trunk's keys and values under the same parameters.
+      cut_BC: trunk positions; the branches of cut c see positions [0, c) of their row.
+      valid_BC: slots without a cut decode nothing.
+      seed, step, document_ids_B, round_: identity of the noise, see `branch_keys`.
+      target_BC: token ids whose probability is recorded at every position, for evaluation.
+      branch_multiple: buckets of R are multiples of it (for sharding R).
+    """
+    G = config.group_size
+    hi_BR = np.repeat(cut_BC, G, axis=1).astype(np.int32)
+    live_BR = np.repeat(valid_BC, G, axis=1)
+    target_BR = None if target_BC is None else jnp.asarray(np.repeat(target_BC, G, axis=1))
+    keys = branch_keys(seed, step, round_, document_ids_B, hi_BR, G)
+    T = total_positions(config, tables)
+    tail = int(tables.tail_ids.shape[0])
+    branches = _start(tables, jnp.asarray(hi_BR), jnp.asarray(live_BR), keys, target_BR, T)
+    finished = branches
+    sizes = _ladder(config.chunk_tokens + tail, T)
+    cache = _empty_cache(model, branches, sizes[0])
+    decode_steps = []
+    if tail > 1:
+        cache = _prefill(model, params, kv_LBSKH, cache, branches, tables.tail_ids[:-1])
+        decode_steps.append((tail - 1, hi_BR.shape[1], 0))
+    t = tail - 1
+    for i, size in enumerate(sizes):
+        if i:
+            cache = _grow(cache, size)
+        branches, cache, end, live = _decode(
+            model, config, params, tables, kv_LBSKH, cache, branches, jnp.int32(t),
+            target_BC is not None,
+        )  # fmt: skip
+        live, end = int(live), int(end)
+        decode_steps.append((end - t, branches.slot_BR.shape[1], size))
+        t = end
+        if not live:
+            break
+        keep = _bucket(live, hi_BR.shape[1], branch_multiple)
+        if keep < branches.slot_BR.shape[1]:
+            finished, branches, cache = _compact(finished, branches, cache, keep)
+    out = jax.device_get(_scatter(finished, branches))
+    return Rollout(
+        **{name: getattr(out, name) for name in Rollout._fields[:9]},
+        tail_length=tail,
+        decode_steps=tuple(decode_steps),
+    )
+
+
+def _ladder(first: int, last: int) -> list[int]:
+    """Cache sizes: doubling buckets that end exactly at the longest branch."""
+    sizes = []
+    while first < last:
+        sizes.append(first)
+        first *= 2
+    return [*sizes, last]
+
+
+def _bucket(live: int, R: int, multiple: int) -> int:
+    """The smallest of R, R/2, R/4, ... that holds `live` and stays a multiple."""
+    while R % (2 * multiple) == 0 and R // 2 >= live:
+        R //= 2
+    return R
+
+
+@functools.partial(jax.jit, static_argnames=("T",))
+def _start(tables, hi_BR, live_BR, key_BR2, target_BR, T) -> Branches:
+    B, R = hi_BR.shape
+    tail = tables.tail_ids.shape[0]
+    zeros_BR = jnp.zeros((B, R), jnp.int32)
+    float_BRT = jnp.zeros((B, R, T), jnp.float32)
+    tokens_BRT = jnp.zeros((B, R, T), jnp.int32).at[:, :, :tail].set(tables.tail_ids)
+    return Branches(
+        slot_BR=jnp.broadcast_to(jnp.arange(R, dtype=jnp.int32), (B, R)),
+        lo_BR=zeros_BR,
+        hi_BR=hi_BR,
+        key_BR2=key_BR2,
+        target_BR=zeros_BR if target_BR is None else target_BR.astype(jnp.int32),
+        phase_BR=jnp.where(live_BR, THINK, DONE).astype(jnp.int32),
+        match_BR=zeros_BR,
+        forced_BR=zeros_BR,
+        sampled_count_BR=zeros_BR,
+        length_BR=jnp.where(live_BR, tail, 0).astype(jnp.int32),
+        answer_start_BR=zeros_BR - 1,
+        over_budget_BR=jnp.zeros((B, R), bool),
+        tokens_BRT=tokens_BRT,
+        sampled_BRT=jnp.zeros((B, R, T), bool),
+        log_prob_BRT=float_BRT,
+        threshold_BRT=jnp.full((B, R, T), -jnp.inf, jnp.float32),
+        best_BRT=jnp.zeros((B, R, T), jnp.int32),
+        target_log_prob_BRT=float_BRT,
+    )
+
+
+def _empty_cache(model, branches, size) -> transformer.KeyValues:
+    B, R = branches.slot_BR.shape
+    shape = (model.num_layers, B, R, size, model.num_kv_heads, model.head_width)
+    return transformer.KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _grow(cache, size) -> transformer.KeyValues:
+    return jax.tree.map(
+        lambda x: jnp.pad(x, ((0, 0),) * 3 + ((0, size - x.shape[3]),) + ((0, 0),) * 2), cache
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnums=3)
+def _prefill(model, params, kv_LBSKH, cache, branches, ids) -> transformer.KeyValues:
+    """Runs the tail but its last token, which is the first input of the decode loop."""
+    tokens_BRT = jnp.broadcast_to(ids, (*branches.hi_BR.shape, ids.shape[0]))
+    start_BR = branches.hi_BR - branches.lo_BR
+    _, new = transformer.branch(
+        model, params, kv_LBSKH, tokens_BRT, branches.lo_BR, branches.hi_BR, start_BR
+    )
+    return _write(cache, new, 0)
+
+
+def _write(cache, new, t) -> transformer.KeyValues:
+    return jax.tree.map(
+        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), t, 3), cache, new
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "record"), donate_argnames=("cache",)
+)
+def _decode(model, config, params, tables, kv_LBSKH, cache, branches, t, record):
+    """Decodes until the cache is full or every branch has ended.
+
+    Returns branches, cache, the position reached, and the largest number of live branches of a
+    document.
+    """
+    size = cache.keys.shape[3]
+    last = min(size, branches.tokens_BRT.shape[2] - 1)
+    unembedding_VD = transformer.unembedding(model, params)
+    start_BR = branches.hi_BR - branches.lo_BR
+
+    def body(state):
+        branches, cache, t = state
+        token_BR1 = jax.lax.dynamic_slice_in_dim(branches.tokens_BRT, t, 1, axis=2)
+        hidden, new = transformer.branch(
+            model, params, kv_LBSKH, token_BR1, branches.lo_BR, branches.hi_BR, start_BR,
+            transformer.Past(cache, t),
+        )  # fmt: skip
+        logits = logprob.logits(hidden[:, :, 0], unembedding_VD)
+        branches = _advance(config, tables, branches, logits, t + 1, record)
+        return branches, _write(cache, new, t), t + 1
+
+    def unfinished(state):
+        branches, _, t = state
+        return (t < last) & jnp.any(branches.phase_BR != DONE)
+
+    branches, cache, t = jax.lax.while_loop(unfinished, body, (branches, cache, t))
+    live = jnp.max(jnp.sum(branches.phase_BR != DONE, axis=1))
+    return branches, cache, t, live
+
+
+def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branches:
+    """Writes the token at position t of every live branch and moves its phase on."""
+    B, R, V = logits_BRV.shape
+    logits_MV = logits_BRV.reshape(B * R, V)
+    keys_M2 = noise.fold(branches.key_BR2.reshape(B * R, 2), jnp.full(B * R, t, jnp.uint32))
+    drawn = sampling.sample(
+        logits_MV,
+        keys_M2,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+    )
+    drawn = jax.tree.map(lambda x: x.reshape(B, R), drawn)
+
+    phase = branches.phase_BR
+    sampling_BR = (phase == THINK) | (phase == ANSWER)
+    forced_token_BR = tables.forced_ids[jnp.minimum(branches.forced_BR, _last(tables.forced_ids))]
+    token_BR = jnp.where(phase == FORCE, forced_token_BR, drawn.token_M)
+    token_BR = jnp.where(phase == DONE, 0, token_BR)
+    moved = _next_phase(config, tables, branches, token_BR)
+
+    def put(array_BRT, value_BR):
+        return jax.lax.dynamic_update_slice_in_dim(
+            array_BRT, value_BR[..., None].astype(array_BRT.dtype), t, axis=2
+        )
+
+    if record:
+        target_BR = jnp.take_along_axis(logits_BRV, branches.target_BR[..., None], -1)[..., 0]
+        target_BR = target_BR - jax.nn.logsumexp(logits_BRV, axis=-1)
+        moved = moved._replace(target_log_prob_BRT=put(branches.target_log_prob_BRT, target_BR))
+    return moved._replace(
+        length_BR=jnp.where(phase != DONE, t + 1, branches.length_BR),
+        answer_start_BR=jnp.where(
+            (phase == ANSWER) & (branches.answer_start_BR < 0), t, branches.answer_start_BR
+        ),
+        tokens_BRT=put(branches.tokens_BRT, token_BR),
+        sampled_BRT=put(branches.sampled_BRT, sampling_BR),
+        log_prob_BRT=put(branches.log_prob_BRT, jnp.where(sampling_BR, drawn.log_prob_M, 0.0)),
+        threshold_BRT=put(branches.threshold_BRT, drawn.threshold_M),
+        best_BRT=put(branches.best_BRT, drawn.best_M),
+    )
+
+
+def _last(array: jax.Array) -> int:
+    return array.shape[0] - 1
+
+
+def _next_phase(config: RolloutConfig, tables: Tables, branches: Branches, token_BR) -> Branches:
+    """The phase after `token_BR` was written, with its counters."""
+    phase, match = branches.phase_BR, branches.match_BR
+    accept = tables.automaton_VS.shape[1] - 1
+    close_length, forced_total = tables.close_length, tables.forced_ids.shape[0]
+    count_BR = branches.sampled_count_BR + ((phase == THINK) | (phase == ANSWER))
+    stopped_BR = tables.stop_V[token_BR]
+
+    # THINK: the marker, a stop token, or the end of the budget.
+    new_match = jnp.where(phase == THINK, tables.automaton_VS[token_BR, match], match)
+    closed_BR = new_match == accept
+    exact_BR = ~tables.straddles_VS[token_BR, match]
+    has_suffix = close_length < forced_total
+    spent_BR = count_BR >= config.think_tokens
+    over_BR = (phase == THINK) & spent_BR & ~closed_BR & ~stopped_BR
+    after_budget = FORCE if config.on_budget == "force_close" else DONE
+    from_think = jnp.where(spent_BR, after_budget, THINK)
+    from_think = jnp.where(stopped_BR, DONE, from_think)
+    from_think = jnp.where(
+        closed_BR, jnp.where(exact_BR & has_suffix, FORCE, ANSWER), from_think
+    )
+    begin_BR = jnp.where(closed_BR, close_length, 0)
+
+    # FORCE: until the end of the close (begun at 0) or of the suffix (begun after the close).
+    next_forced = branches.forced_BR + 1
+    force_over = (next_forced == close_length) | (next_forced == forced_total)
+    from_force = jnp.where(force_over, ANSWER, FORCE)
+
+    # ANSWER: a fixed number of tokens, or a stop token.
+    answered_BR = count_BR >= config.answer_tokens
+    from_answer = jnp.where(answered_BR | stopped_BR, DONE, ANSWER)
+
+    new_phase = jnp.select(
+        [phase == THINK, phase == FORCE, phase == ANSWER],
+        [from_think, from_force, from_answer],
+        DONE,
+    )
+    return branches._replace(
+        phase_BR=new_phase.astype(jnp.int32),
+        match_BR=new_match.astype(jnp.int32),
+        forced_BR=jnp.where(phase == THINK, begin_BR, next_forced).astype(jnp.int32),
+        # The answer counts from zero again.
+        sampled_count_BR=jnp.where((phase == THINK) & (new_phase != THINK), 0, count_BR),
+        over_budget_BR=branches.over_budget_BR | over_BR,
+    )
+
+
+@jax.jit
+def _scatter(finished: Branches, branches: Branches) -> Branches:
+    """Writes (possibly compacted) branches back to their original slots."""
+
+    def put(full, part):
+        return jax.vmap(lambda f, p, slot: f.at[slot].set(p))(full, part, branches.slot_BR)
+
+    return jax.tree.map(put, finished, branches)
+
+
+@functools.partial(jax.jit, static_argnames=("keep",))
+def _compact(finished, branches, cache, keep):
+    """Keeps the first `keep` branches of every document, live ones first."""
+    finished = _scatter(finished, branches)
+    order_BR = jnp.argsort(branches.phase_BR == DONE, axis=1, stable=True)[:, :keep]
+
+    def take(x):
+        return jax.vmap(lambda row, order: row[order])(x, order_BR)
+
+    taken = jax.vmap(lambda x, order: x[:, order], in_axes=(1, 0), out_axes=1)
+    cache = jax.tree.map(lambda x: taken(x, order_BR), cache)
+    return finished, jax.tree.map(take, branches), cache

@@ -1,0 +1,97 @@
+"""What one trunk pass says about every position: entropies, no-think prediction, likelihood.
+
+PROTOCOL section 2 keeps three quantities apart. `entropy_BS` is over the full vocabulary and serves
+as bin_entropy (under the frozen reference) and gate_entropy (under the policy);
+`filter_entropy_BS` is over the 16 most probable tokens, renormalised, and selects training
+positions (RPT, arXiv 2506.08007, section 3.3). Both are in nats.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels.logprob import api as logprob
+from rpt.model import config as config_lib
+from rpt.model import transformer
+
+FILTER_TOP = 16
+_CHUNK_LOGITS = 2**23
+
+
+class TrunkScores(NamedTuple):
+    """Entry c describes the prediction of trunk token c from the tokens before it; entry 0 is 0.
+
+    entropy and filter_entropy in nats; best: the most probable token; target_log_prob: of the
+    token that stands there.
+    """
+
+    entropy_BS: jax.Array
+    filter_entropy_BS: jax.Array
+    best_BS: jax.Array
+    target_log_prob_BS: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def score_trunk(
+    model: config_lib.ModelConfig,
+    params: transformer.Params,
+    tokens_BS: jax.Array,
+    segments_BS: jax.Array,
+    positions_BS: jax.Array,
+) -> tuple[TrunkScores, transformer.KeyValues]:
+    """One trunk pass: the scores of every position, and the keys and values for branches."""
+    hidden_BSD, kv = transformer.trunk(model, params, tokens_BS, segments_BS, positions_BS)
+    unembedding_VD = transformer.unembedding(model, params)
+    B, S, D = hidden_BSD.shape
+    hidden_MD = hidden_BSD[:, :-1].reshape(-1, D)
+    target_M = tokens_BS[:, 1:].reshape(-1)
+    scores = _score_rows(unembedding_VD, hidden_MD, target_M)
+    scores = jax.tree.map(lambda x: jnp.pad(x.reshape(B, S - 1), ((0, 0), (1, 0))), scores)
+    return scores, kv
+
+
+def _score_rows(unembedding_VD, hidden_MD, target_M) -> TrunkScores:
+    """Chunked over rows, so that logits never take more than one chunk."""
+    M, V = hidden_MD.shape[0], unembedding_VD.shape[0]
+    chunk = max(1, min(M, _CHUNK_LOGITS // V))
+    pad = -M % chunk
+    hidden = jnp.pad(hidden_MD, ((0, pad), (0, 0))).reshape(-1, chunk, hidden_MD.shape[1])
+    target = jnp.pad(target_M, (0, pad)).reshape(-1, chunk)
+
+    def one(xs):
+        hidden_MD, target_M = xs
+        logits_MV = logprob.logits(hidden_MD, unembedding_VD)
+        log_probs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
+        top_MK, _ = jax.lax.top_k(log_probs_MV, min(FILTER_TOP, V))
+        return TrunkScores(
+            entropy_BS=_entropy(log_probs_MV),
+            filter_entropy_BS=_entropy(jax.nn.log_softmax(top_MK, axis=-1)),
+            best_BS=jnp.argmax(logits_MV, axis=-1).astype(jnp.int32),
+            target_log_prob_BS=jnp.take_along_axis(log_probs_MV, target_M[:, None], -1)[:, 0],
+        )
+
+    scores = jax.lax.map(one, (hidden, target))
+    return jax.tree.map(lambda x: x.reshape(-1)[:M], scores)
+
+
+def _entropy(log_probs_MV: jax.Array) -> jax.Array:
+    return -jnp.sum(jnp.exp(log_probs_MV) * log_probs_MV, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def no_think_probs(
+    model: config_lib.ModelConfig,
+    params: transformer.Params,
+    tokens_BS: jax.Array,
+    segments_BS: jax.Array,
+    positions_BS: jax.Array,
+    cut_BC: jax.Array,
+    ids_BCG: jax.Array,
+) -> jax.Array:
+    """P(id | trunk[:cut]) of given tokens [B, C, G], for the dense rewards; an extra trunk pass."""
+    hidden_BSD, _ = transformer.trunk(model, params, tokens_BS, segments_BS, positions_BS)
+    hidden_BCD = jnp.take_along_axis(hidden_BSD, cut_BC[..., None] - 1, axis=1)
+    logits_BCV = logprob.logits(hidden_BCD, transformer.unembedding(model, params))
+    return jnp.take_along_axis(jax.nn.softmax(logits_BCV, axis=-1), ids_BCG, axis=-1)

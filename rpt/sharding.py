@@ -1,0 +1,85 @@
+"""The mesh, and one table from logical axes to mesh axes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+
+# Training layout: parameters over fsdp along their width, heads and vocabulary over tensor.
+RULES = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "ff": "tensor",
+    "layers": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis; fsdp=-1 takes all that are left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
+    """The mesh over all devices.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices, or the batch does not
+        divide over them.
+    """
+    count = jax.device_count()
+    fixed = config.replica * config.tensor
+    fsdp = count // fixed if config.fsdp == -1 else config.fsdp
+    if fixed * fsdp != count:
+        raise ValueError(
+            f"mesh replica={config.replica} x fsdp={config.fsdp} x tensor={config.tensor} does not "
+            f"use the {count} device(s) exactly; set config.mesh to axes whose product is {count}"
+        )
+    rows = config.replica * fsdp
+    if batch_size % rows:
+        raise ValueError(
+            f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
+            f"make it a multiple of {rows} or change config.mesh"
+        )
+    devices = np.asarray(jax.devices()).reshape(config.replica, fsdp, config.tensor)
+    return Mesh(devices, MESH_AXES)
+
+
+def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
+    """A NamedSharding per parameter; an axis that does not divide is replicated."""
+
+    def one(axes: PartitionSpec, shape) -> NamedSharding:
+        names = [
+            RULES[axis] if axis is not None and shape.shape[i] % _size(mesh, axis) == 0 else None
+            for i, axis in enumerate(axes)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    return jax.tree.map(
+        one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def _size(mesh: Mesh, logical_axis: str) -> int:
+    rule = RULES[logical_axis]
+    return 1 if rule is None else mesh.shape[rule]
+
+
+def shard_rows(mesh: Mesh, tree: Any) -> Any:
+    """Puts arrays whose first axis is B onto the mesh, split over replica and fsdp."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

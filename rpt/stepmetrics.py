@@ -1,0 +1,141 @@
+"""What a training step logs; docs/metrics.md explains every name."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from data import pipeline
+from rpt import advantages, experience, objectives, rewards, scoring
+
+
+class Clock:
+    """Seconds between laps of one step."""
+
+    def __init__(self):
+        self._began = self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self._laps[f"seconds_{name}"] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._laps, "seconds_step": time.monotonic() - self._began}
+
+
+def of_experience(
+    task: experience.Task,
+    batch: pipeline.TrunkBatch,
+    scores: scoring.TrunkScores,
+    lived: experience.Experience,
+) -> dict[str, float]:
+    """Rewards, answers, thoughts, and the no-think accuracy at the very same cuts."""
+    valid_BC, result = lived.valid_BC, lived.result
+    G = task.config.rollout.group_size
+    valid_BR = np.repeat(valid_BC, G, axis=1)
+    branches = max(int(valid_BR.sum()), 1)
+    shares = rewards.diagnosis_shares(_reward_batch(lived))
+    fractions = advantages.group_fractions(lived.right_BCG, valid_BC)
+    tail, T = result.tail_length, result.tokens_BRT.shape[2]
+    thought_end_BR = np.where(result.answer_start_BR < 0, result.length_BR, result.answer_start_BR)
+    thought_BRT = result.sampled_BRT & (np.arange(T) < thought_end_BR[..., None])
+    target_BC = np.take_along_axis(batch.tokens_BS, lived.cut_BC, axis=1)
+    target_BR = np.repeat(target_BC, G, axis=1)
+    gold_BR = ((result.tokens_BRT == target_BR[..., None]) & thought_BRT).any(axis=-1)
+    best_BC = np.take_along_axis(np.asarray(scores.best_BS), lived.cut_BC, axis=1)
+    no_think_BC = [
+        task.token_bytes[best] == task.token_bytes[target]
+        for best, target in zip(best_BC[valid_BC], target_BC[valid_BC], strict=True)
+    ]
+    entropy_BC = np.take_along_axis(np.asarray(scores.entropy_BS), lived.cut_BC, axis=1)
+    return {
+        "reward": float(lived.reward_BCG[valid_BC].mean()) if valid_BC.any() else 0.0,
+        "accuracy": float(lived.right_BCG[valid_BC].mean()) if valid_BC.any() else 0.0,
+        "no_think_accuracy": float(np.mean(no_think_BC)) if no_think_BC else 0.0,
+        "groups_mixed": fractions.mixed,
+        "groups_all_right": fractions.all_right,
+        "groups_all_wrong": fractions.all_wrong,
+        "groups_trained": float(lived.trained_BC.sum()),
+        "rounds": float(lived.rounds),
+        "cuts": float(valid_BC.sum()),
+        "cut_entropy_nats": float(entropy_BC[valid_BC].mean()) if valid_BC.any() else 0.0,
+        "answer_rate": sum(p.answer is not None for p in lived.predictions) / branches,
+        "over_budget_rate": float(result.over_budget_BR[valid_BR].sum() / branches),
+        "thought_tokens": float(thought_BRT[valid_BR].sum() / branches),
+        "branch_tokens": float((result.length_BR[valid_BR] - tail).sum() / branches),
+        "gold_in_thought_rate": float(gold_BR[valid_BR].sum() / branches),
+        **{f"answers_{name}": share for name, share in shares.items()},
+    }
+
+
+def of_update(
+    config: objectives.ObjectiveConfig, lived: experience.Experience, terms: dict[str, Any]
+) -> dict[str, float]:
+    """The loss's terms; token means are weighted as the loss is."""
+    G = lived.reward_BCG.shape[2]
+    trained_BR = np.repeat(lived.trained_BC, G, axis=1)
+    tokens = max(int(lived.result.sampled_BRT[trained_BR].sum()), 1)
+    return {
+        "policy_loss": float(terms["loss"]),
+        "ntp_nats": float(terms["ntp"]),
+        "clip_fraction": float(terms["clipped"]),
+        "kl_nats": float(terms["kl"]),
+        "policy_entropy_nats": float(terms["entropy"]),
+        "mismatch_mean_nats": float(terms["mismatch_sum"]) / tokens,
+        "mismatch_max_nats": float(terms["mismatch_max"]),
+        "trained_tokens": float(tokens if lived.trained_BC.any() else 0),
+    }
+
+
+def diagnosis(task: experience.Task, lived: experience.Experience, steps: int) -> str:
+    """Why there was no reward (PROTOCOL section 7)."""
+    shares = rewards.diagnosis_shares(_reward_batch(lived))
+    line = rewards.diagnosis_line(shares, task.config.rollout.answer_format)
+    return f"no reward for {steps} steps; {line}; see docs/troubleshooting.md"
+
+
+def samples(
+    task: experience.Task,
+    batch: pipeline.TrunkBatch,
+    lived: experience.Experience,
+    step: int,
+    documents: int = 4,
+) -> list[dict[str, Any]]:
+    """The first documents with their cuts, thoughts and rewards, for people."""
+    G = task.config.rollout.group_size
+    decode = task.tokenizer.decode
+    found = []
+    for b in range(min(documents, len(batch.lengths_B))):
+        cuts = []
+        for c in np.flatnonzero(lived.valid_BC[b]):
+            thoughts = []
+            for g in range(G):
+                r = c * G + g
+                read = lived.predictions[(b * lived.cut_BC.shape[1] + c) * G + g]
+                ids = lived.result.tokens_BRT[b, r, : lived.result.length_BR[b, r]]
+                thoughts.append(
+                    {
+                        "text": decode(ids),
+                        "answer": _text(read.answer),
+                        "reward": float(lived.reward_BCG[b, c, g]),
+                    }
+                )
+            cut = int(lived.cut_BC[b, c]) - batch.header_length
+            target = int(batch.tokens_BS[b, lived.cut_BC[b, c]])
+            cuts.append(
+                {"cut": cut, "target": _text(task.token_bytes[target]), "thoughts": thoughts}
+            )
+        text = decode(batch.documents[b])
+        document_id = int(batch.document_ids_B[b])
+        found.append({"step": step, "document_id": document_id, "text": text, "cuts": cuts})
+    return found
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode(errors="backslashreplace")
+
+
+def _reward_batch(lived: experience.Experience) -> rewards.RewardBatch:
+    return rewards.RewardBatch(lived.predictions, lived.targets, lived.reward_BCG.shape)

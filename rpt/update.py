@@ -1,0 +1,253 @@
+"""One optimiser step: the trunk once, branches in micro-batches, then one trunk backward.
+
+The gradient of a micro-batch reaches the parameters on two ways: directly through its branches, and
+through the trunk's keys and values that it read. The second is accumulated in float32 as a
+cotangent of the keys and values and sent through the trunk once, together with the next-token
+loss's gradient (DESIGN section 1, "Micro-batches").
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kernels.logprob import api as logprob
+from rpt import objectives
+from rpt.model import config as config_lib
+from rpt.model import transformer
+
+
+class TrunkInputs(NamedTuple):
+    """A trunk batch on its way into the loss; ntp_weight_BS is per target token."""
+
+    tokens_BS: np.ndarray
+    segments_BS: np.ndarray
+    positions_BS: np.ndarray
+    ntp_weight_BS: np.ndarray
+
+
+class MicroBatch(NamedTuple):
+    """Some branches of every document. Entry t of the [B, R, T] arrays describes token t; token 0
+    is never a target. `behaviour_BRT` None means the policy itself (ratio 1, supervised warm-up);
+    `threshold_BRT` None that nothing was truncated; `reference_BRT` None that there is no KL."""
+
+    tokens_BRT: np.ndarray
+    weight_BRT: np.ndarray
+    behaviour_BRT: np.ndarray | None
+    threshold_BRT: np.ndarray | None
+    reference_BRT: np.ndarray | None
+    advantage_BR: np.ndarray
+    hi_BR: np.ndarray
+
+
+class Gradients(NamedTuple):
+    """Accumulators in float32: parameters, keys and values, and the metric terms."""
+
+    params: Any
+    kv_LBSKH: transformer.KeyValues
+    terms: objectives.PolicyTerms
+
+
+def micro_batches(
+    arrays: MicroBatch, length_BR: np.ndarray, size: int, t_multiple: int
+) -> list[MicroBatch]:
+    """Cuts [B, R, ...] into micro-batches of `size` branches per document, longest first.
+
+    Branches are sorted by length within each document, so each micro-batch is trimmed to its own
+    T, a multiple of `t_multiple`. R is padded with weightless branches.
+    """
+    B, R, T = arrays.tokens_BRT.shape
+    order_BR = np.argsort(-length_BR, axis=1, kind="stable")
+
+    def arrange(x):
+        x = np.take_along_axis(x, order_BR.reshape(B, R, *[1] * (x.ndim - 2)), axis=1)
+        return np.pad(x, ((0, 0), (0, -R % size)) + ((0, 0),) * (x.ndim - 2))
+
+    arrays, length_BR = jax.tree.map(arrange, arrays), arrange(length_BR)
+    batches = []
+    for start in range(0, R, size):
+        longest = int(length_BR[:, start : start + size].max())
+        if longest == 0:
+            continue
+        end = min(T, -(-longest // t_multiple) * t_multiple)
+        batches.append(
+            jax.tree.map(
+                lambda x, start=start, end=end: (
+                    x[:, start : start + size, :end] if x.ndim == 3 else x[:, start : start + size]
+                ),
+                arrays,
+            )
+        )
+    return batches
+
+
+def gradients(
+    model: config_lib.ModelConfig,
+    objective: objectives.ObjectiveConfig,
+    temperature: float,
+    params: transformer.Params,
+    trunk: TrunkInputs,
+    batches: list[MicroBatch],
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The gradient of ntp_weight * NTP + policy loss, and the loss's terms as metrics.
+
+    Args:
+      model, objective, temperature: static; log-probabilities are tempered as the sampler's were.
+      params: float32 parameters.
+      trunk: whole documents.
+      batches: of `micro_batches`; may be empty, then only the next-token loss is left.
+
+    Returns:
+      gradients like params, and {loss terms}.
+    """
+    ntp, kv, backward = _trunk_forward(model, params, trunk)
+    total = _zeros(params, kv)
+    for batch in batches:
+        total = _accumulate(model, objective, temperature, params, kv, batch, total)
+    ntp_weight = jnp.float32(objective.ntp_weight)
+    grads = _trunk_backward(backward, total.params, total.kv_LBSKH, ntp_weight)
+    metrics = {name: getattr(total.terms, name) for name in total.terms._fields}
+    return grads, {"ntp": ntp, **metrics}
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def ntp_gradients(model, params, trunk: TrunkInputs) -> tuple[jax.Array, Any]:
+    """Next-token loss and its gradient, for plain pre-training: `trunk` alone, no branches."""
+
+    def loss(params):
+        hidden_BSD, _ = transformer.trunk(
+            model, params, trunk.tokens_BS, trunk.segments_BS, trunk.positions_BS
+        )
+        return weighted_nll(model, params, hidden_BSD, trunk.tokens_BS, trunk.ntp_weight_BS)
+
+    return jax.value_and_grad(loss)(params)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _trunk_forward(model, params, trunk: TrunkInputs):
+    """NTP loss, keys and values, and the VJP that waits for their cotangents."""
+
+    def forward(params):
+        hidden_BSD, kv = transformer.trunk(
+            model, params, trunk.tokens_BS, trunk.segments_BS, trunk.positions_BS
+        )
+        ntp = weighted_nll(model, params, hidden_BSD, trunk.tokens_BS, trunk.ntp_weight_BS)
+        return ntp, kv
+
+    (ntp, kv), backward = jax.vjp(forward, params)
+    return ntp, kv, backward
+
+
+def weighted_nll(model, params, hidden_BSD, tokens_BS, weight_BS) -> jax.Array:
+    """Sum over target tokens of weight * -log p(token | tokens before it), in nats."""
+    D = hidden_BSD.shape[-1]
+    result = logprob.logprob(
+        hidden_BSD[:, :-1].reshape(-1, D),
+        transformer.unembedding(model, params),
+        tokens_BS[:, 1:].reshape(-1),
+    )
+    return -jnp.sum(weight_BS[:, 1:].reshape(-1) * result.log_prob_M)
+
+
+@jax.jit
+def _zeros(params, kv) -> Gradients:
+    zeros = functools.partial(jnp.zeros_like, dtype=jnp.float32)
+    terms = objectives.PolicyTerms(*[jnp.float32(0)] * len(objectives.PolicyTerms._fields))
+    return Gradients(jax.tree.map(zeros, params), jax.tree.map(zeros, kv), terms)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "objective", "temperature"), donate_argnames=("total",)
+)
+def _accumulate(model, objective, temperature, params, kv, batch: MicroBatch, total: Gradients):
+    """Adds one micro-batch's gradients of parameters and of keys and values."""
+
+    def loss(params, kv):
+        terms = policy_loss(model, objective, temperature, params, kv, batch)
+        return terms.loss, terms
+
+    grads, terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, kv)
+    params_sum, kv_sum = jax.tree.map(
+        lambda a, b: a + b.astype(jnp.float32), (total.params, total.kv_LBSKH), grads
+    )
+    summed = jax.tree.map(jnp.add, total.terms, terms)
+    # A maximum is the one term that does not add up.
+    summed = summed._replace(
+        mismatch_max=jnp.maximum(total.terms.mismatch_max, terms.mismatch_max)
+    )
+    return Gradients(params_sum, kv_sum, summed)
+
+
+def policy_loss(
+    model, objective, temperature, params, kv, batch: MicroBatch
+) -> objectives.PolicyTerms:
+    """The policy terms of one micro-batch, as a function of parameters and keys and values."""
+    result = branch_log_probs(model, temperature, params, kv, batch)
+
+    def targets(x):
+        return x[:, :, 1:].reshape(-1)
+
+    advantage_BRT = jnp.broadcast_to(batch.advantage_BR[..., None], batch.tokens_BRT.shape)
+    own = jax.lax.stop_gradient(result.log_prob_M)
+    return objectives.policy_terms(
+        objective,
+        result.log_prob_M,
+        own if batch.behaviour_BRT is None else targets(batch.behaviour_BRT),
+        targets(advantage_BRT),
+        targets(batch.weight_BRT),
+        jax.lax.stop_gradient(result.entropy_M),
+        None if batch.reference_BRT is None else targets(batch.reference_BRT),
+    )
+
+
+def branch_log_probs(model, temperature, params, kv, batch: MicroBatch) -> logprob.LogProb:
+    """Log-probabilities of branch tokens 1..T-1, flattened to [B * R * (T - 1)]."""
+    hi_BR = batch.hi_BR
+    lo_BR = jnp.zeros_like(hi_BR)
+    # The last token is a target only, so it is not run.
+    hidden, _ = transformer.branch(
+        model, params, kv, batch.tokens_BRT[:, :, :-1], lo_BR, hi_BR, hi_BR - lo_BR
+    )
+    threshold = batch.threshold_BRT
+    return logprob.logprob(
+        hidden.reshape(-1, hidden.shape[-1]),
+        transformer.unembedding(model, params),
+        batch.tokens_BRT[:, :, 1:].reshape(-1),
+        temperature=temperature,
+        threshold_M=None if threshold is None else threshold[:, :, 1:].reshape(-1),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+def _reference(model, temperature, params, kv, batch: MicroBatch) -> jax.Array:
+    B, R, T = batch.tokens_BRT.shape
+    result = branch_log_probs(model, temperature, params, kv, batch)
+    return jnp.pad(result.log_prob_M.reshape(B, R, T - 1), ((0, 0), (0, 0), (1, 0)))
+
+
+def with_reference(
+    model, temperature: float, params, trunk: TrunkInputs, batches: list[MicroBatch]
+) -> list[MicroBatch]:
+    """The batches with log-probabilities of their tokens under the reference parameters."""
+    _, kv, _ = _trunk_forward(model, params, trunk)
+    return [
+        batch._replace(reference_BRT=_reference(model, temperature, params, kv, batch))
+        for batch in batches
+    ]
+
+
+@functools.partial(jax.jit, donate_argnames=("direct",))
+def _trunk_backward(backward, direct, kv_cotangent, ntp_weight):
+    (through_trunk,) = backward((ntp_weight, kv_cotangent))
+    return jax.tree.map(jnp.add, direct, through_trunk)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer",), donate_argnames=("opt_state",))
+def apply(optimizer: optax.GradientTransformation, params, opt_state, grads, factor):
+    """One optimiser step at `factor` of the peak rate: params, opt_state, global gradient norm."""
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: u * factor, updates)
+    return optax.apply_updates(params, updates), opt_state, optax.global_norm(grads)
