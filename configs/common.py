@@ -1,10 +1,24 @@
 """Pieces that several experiments share."""
 
+import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
 
+from rpt import config as config_lib
+from rpt.model import config as model_config
+
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+
+def base() -> ConfigDict:
+    """Every field of an experiment at its default, so that each can be overridden."""
+    return ConfigDict(dataclasses.asdict(config_lib.Config()))
+
+
+def model(**fields) -> ConfigDict:
+    """A model section with every field, the given ones set."""
+    return ConfigDict(dataclasses.asdict(model_config.ModelConfig(**fields)))
 
 
 def template(name: str) -> str:

@@ -157,12 +157,19 @@ class EvaluateConfig:
     """Evaluation on positions of held-out documents (PROTOCOL sections 2 and 3).
 
     Attributes:
-      validation, test: mixtures; documents are taken in order.
-      reference: run directory of the frozen model behind bin_entropy.
-      documents: of each part of the mixture.
+      validation, test: mixtures; documents are taken in a fixed order, weights do not matter.
+      reference: run directory, Hugging Face folder, GGUF file or 'fetch:NAME' of the frozen model
+        behind bin_entropy.
+      documents: of each part of the mixture; a window of a long document counts as one.
+      gate_documents: documents of each part of which every position is thought at, for the gated
+        curve.
+      positions_per_document: thought at in the hardest bin, at most.
+      other_positions_per_document: thought at in each other bin, at most.
       thoughts: per position.
-      gate_documents: documents of which every position is thought at, for the gated curve.
-      positions_per_document: of the hard and other bins, at most, in the thought evaluation.
+      temperature: of the thoughts and of the sampled answers.
+      batch_size: trunk rows.
+      bins_nats: ascending limits of the bins of bin_entropy; above the last is hard.
+      seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
     """
 
     validation: Mixture = ()
@@ -171,10 +178,22 @@ class EvaluateConfig:
     documents: int = 64
     gate_documents: int = 16
     positions_per_document: int = 8
+    other_positions_per_document: int = 4
     thoughts: int = 4
     temperature: float = 1.0
     batch_size: int = 16
     bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.documents, self.thoughts, self.batch_size) < 1:
+            raise ValueError("documents, thoughts and batch_size must be at least 1")
+        if not self.bins_nats or list(self.bins_nats) != sorted(set(self.bins_nats)):
+            raise ValueError(f"bins_nats must ascend, not {self.bins_nats}")
+        if self.positions_per_document < self.other_positions_per_document:
+            raise ValueError(
+                "positions_per_document must not be below other_positions_per_document"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
