@@ -5,7 +5,7 @@ and connected groups go whole to one split. So no 13-word run of a held-out docu
 and `covered_share` is 0 by construction; it is there to judge other ways of splitting. Text without
 spaces between words needs another unit.
 
-Python's own documentation (`pydoc_data.topics` of CPython 3.11.7: 79 topics, 65 501 words) shows why.
+Python's documentation (`pydoc_data.topics` of CPython 3.11.7: 79 topics, 65 501 words) shows why.
 Measured:
 
                                                                      words covered if a random

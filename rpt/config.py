@@ -136,7 +136,10 @@ class TrainConfig:
       init: run directory to take parameters and tokenizer from, or '' to start from data.weights.
       micro_branches: branches per document in one micro-batch of the update.
       t_multiple: micro-batches are trimmed to a multiple of this length.
-      warmup_steps: supervised steps before RPT on self-generated well-formed thoughts (SmolLM2).
+      warmup_steps: supervised steps before RPT on self-generated well-formed thoughts, see
+        rpt/warmup.py; 0 has none.
+      warmup_cuts_per_document: each with one thought.
+      warmup_learning_rate: of the warm-up's AdamW.
     """
 
     init: str = ""
@@ -148,7 +151,7 @@ class TrainConfig:
     t_multiple: int = 8
     optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
     warmup_steps: int = 0
-    warmup_documents: int = 8
+    warmup_cuts_per_document: int = 8
     warmup_learning_rate: float = 1e-4
 
 
@@ -157,10 +160,11 @@ class EvaluateConfig:
     """Evaluation on positions of held-out documents (PROTOCOL sections 2 and 3).
 
     Attributes:
-      validation, test: mixtures; documents are taken in a fixed order, weights do not matter.
+      validation, test: mixtures; documents are taken in a fixed order.
       reference: run directory, Hugging Face folder, GGUF file or 'fetch:NAME' of the frozen model
         behind bin_entropy.
-      documents: of each part of the mixture; a window of a long document counts as one.
+      documents: of each part of the mixture, times its weight; where there are fewer, further
+        windows of long ones.
       gate_documents: documents of each part of which every position is thought at, for the gated
         curve.
       positions_per_document: thought at in the hardest bin, at most.
@@ -236,6 +240,15 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
       ValueError: an unknown field, a wrong type or a refused value, named by its dotted path.
     """
     return _build(Config, config.to_dict(), "config")
+
+
+def from_json(value: dict[str, Any]) -> Config:
+    """The inverse of dataclasses.asdict on a Config, after JSON: a run's config.json.
+
+    Raises:
+      ValueError: as `from_config_dict`.
+    """
+    return _build(Config, value, "config")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -81,7 +81,10 @@ def read_rows(
     min_context: int,
     seed: int,
 ) -> list[Row]:
-    """The first `documents` rows of each part, in the order that `seed` fixes.
+    """The first rows of each part, `documents` times its weight, in the order that `seed` fixes.
+
+    As many different documents as there are: a second window of a document is taken only where
+    the part has fewer documents than rows are wanted.
 
     Raises:
       ValueError: no part, a name used twice or reserved, or a part without a usable document.
@@ -102,13 +105,22 @@ def read_rows(
             seed=seed,
             epochs=1,
         )
-        taken = 0
+        wanted = max(1, round(documents * part.weight))
+        seen: set[int] = set()
+        first: list[Row] = []
+        further: list[Row] = []
         for batch in stream:
-            if taken == documents:
+            if not batch.lengths_B[0]:
+                continue
+            row = _row(part.name, batch)
+            if row.document_id not in seen:
+                seen.add(row.document_id)
+                first.append(row)
+            elif len(further) < wanted:
+                further.append(row)
+            if len(first) == wanted:
                 break
-            if batch.lengths_B[0]:
-                rows.append(_row(part.name, batch))
-                taken += 1
+        rows += [*first, *further][:wanted]
     return rows
 
 
@@ -179,7 +191,9 @@ def read(path: pathlib.Path) -> PositionsFile:
             raise ValueError(f"version {about['version']}")
         found = tuple(Position(**line) for line in lines)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no positions file ({error}); remove it or name another") from None
+        raise ValueError(
+            f"{path} is no positions file ({error}); remove it or name another"
+        ) from None
     return PositionsFile(about, found, hashlib.sha256(content).hexdigest())
 
 

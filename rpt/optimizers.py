@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
 
@@ -13,7 +14,8 @@ class OptimizerConfig:
     """Peak learning rates; `factor` scales them over time.
 
     Attributes:
-      kind: adamw, or muon (arXiv 2502.16982) for the layers' matrices.
+      kind: adamw, or muon (arXiv 2502.16982) for the layers' matrices; Muon and the AdamW beside
+        it have Nesterov momentum.
       learning_rate: AdamW's, also for what Muon leaves over (embeddings, norms, biases).
       muon_learning_rate: for the matrices under muon.
       warmup_steps: linear from 0.
@@ -43,6 +45,7 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
             adam_b1=config.b1,
             adam_b2=config.b2,
             weight_decay=config.weight_decay,
+            adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
         )
     else:
@@ -52,6 +55,19 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.grad_norm_clip:
         return optax.chain(optax.clip_by_global_norm(config.grad_norm_clip), inner)
     return inner
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """The optimiser's state, laid out as the parameters are; what is no moment is replicated.
+
+    Not under jit: zeros depend on no argument, so jit would put all of them on one device.
+    """
+    state = optimizer.init(params)
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return state
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, replicated), state)
 
 
 def factor(config: OptimizerConfig, step: int, decay_start: int | None) -> float:

@@ -43,32 +43,24 @@ def read(
     valid_M = np.repeat(valid_BC, group, axis=1).reshape(-1)
     length_M = rollout_.length_BR.reshape(-1)
     tokens_MT = tokens_BRT.reshape(B * C * group, -1)
+    begun_M = rollout_.answer_start_BR.reshape(-1) >= 0
     last_M = np.take_along_axis(tokens_MT, np.maximum(length_M - 1, 0)[:, None], 1)[:, 0]
     stopped_M = np.isin(last_M, np.fromiter(stop_ids, np.int64)) | (last_M >= len(token_bytes))
     stopped_M &= length_M > tail
-    begun_M = rollout_.answer_start_BR.reshape(-1) >= 0
-    answered_M = np.where(begun_M, length_M - rollout_.answer_start_BR.reshape(-1), 0)
     if answer_format == "token":
         # A begun answer ends itself; without one only the thought's budget can have ended it.
         truncated_M = rollout_.over_budget_BR.reshape(-1) & ~begun_M
+        answered_M = length_M - rollout_.answer_start_BR.reshape(-1)
         incomplete_M = begun_M & ((answered_M < answer_tokens) | stopped_M)
     else:
-        truncated_M = ~stopped_M
-        incomplete_M = np.zeros_like(stopped_M)
+        truncated_M, incomplete_M = ~stopped_M, np.zeros_like(stopped_M)
     count_M = np.maximum(length_M - tail - stopped_M, 0)
     # The thought is joined into one piece: only the tokens from the one that completes the marker
     # on can overlap the answer, and at most the suffix (a token has a byte) lies between.
     margin = 2 + len(template.suffix.encode())
     head_M = np.where(begun_M, rollout_.answer_start_BR.reshape(-1) - tail - margin, count_M)
-    rows = zip(
-        tokens_MT[:, tail:].tolist(),
-        np.maximum(head_M, 0).tolist(),
-        count_M.tolist(),
-        valid_M.tolist(),
-        truncated_M.tolist(),
-        incomplete_M.tolist(),
-        strict=True,
-    )
+    columns = (np.maximum(head_M, 0), count_M, valid_M, truncated_M, incomplete_M)
+    rows = zip(tokens_MT[:, tail:].tolist(), *[x.tolist() for x in columns], strict=True)
     bytes_of = token_bytes.__getitem__
     found = []
     for ids, head, count, valid, truncated, incomplete in rows:

@@ -370,7 +370,10 @@ def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branc
     sampling_BR = (phase == THINK) | (phase == ANSWER)
     forced_token_BR = tables.forced_ids[jnp.minimum(branches.forced_BR, _last(tables.forced_ids))]
     token_BR = jnp.where(phase == FORCE, forced_token_BR, drawn.token_M)
+    # Nothing is left of what an ended branch computes: compacting it away must change nothing.
     token_BR = jnp.where(phase == DONE, 0, token_BR)
+    threshold_BR = jnp.where(phase == DONE, -jnp.inf, drawn.threshold_M)
+    best_BR = jnp.where(phase == DONE, 0, drawn.best_M)
     moved = _next_phase(config, tables, branches, token_BR)
 
     def put(array_BRT, value_BR):
@@ -381,6 +384,7 @@ def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branc
     if record:
         target_BR = jnp.take_along_axis(logits_BRV, branches.target_BR[..., None], -1)[..., 0]
         target_BR = target_BR - jax.nn.logsumexp(logits_BRV, axis=-1)
+        target_BR = jnp.where(phase == DONE, 0.0, target_BR)
         moved = moved._replace(target_log_prob_BRT=put(branches.target_log_prob_BRT, target_BR))
     return moved._replace(
         length_BR=jnp.where(phase != DONE, t + 1, branches.length_BR),
@@ -390,8 +394,8 @@ def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branc
         tokens_BRT=put(branches.tokens_BRT, token_BR),
         sampled_BRT=put(branches.sampled_BRT, sampling_BR),
         log_prob_BRT=put(branches.log_prob_BRT, jnp.where(sampling_BR, drawn.log_prob_M, 0.0)),
-        threshold_BRT=put(branches.threshold_BRT, drawn.threshold_M),
-        best_BRT=put(branches.best_BRT, drawn.best_M),
+        threshold_BRT=put(branches.threshold_BRT, threshold_BR),
+        best_BRT=put(branches.best_BRT, best_BR),
     )
 
 

@@ -17,7 +17,6 @@ from rpt.model import config as config_lib
 from rpt.model import transformer
 
 FILTER_TOP = 16
-_CHUNK_LOGITS = 2**23
 
 
 class TrunkScores(NamedTuple):
@@ -53,18 +52,12 @@ def score_trunk(
 
 
 def _score_rows(unembedding_VD, hidden_MD, target_M) -> TrunkScores:
-    """Chunked over rows, so that logits never take more than one chunk."""
-    M, V = hidden_MD.shape[0], unembedding_VD.shape[0]
-    chunk = max(1, min(M, _CHUNK_LOGITS // V))
-    pad = -M % chunk
-    hidden = jnp.pad(hidden_MD, ((0, pad), (0, 0))).reshape(-1, chunk, hidden_MD.shape[1])
-    target = jnp.pad(target_M, (0, pad)).reshape(-1, chunk)
+    """In chunks of rows, so that logits never take more than one buffer."""
 
-    def one(xs):
-        hidden_MD, target_M = xs
+    def one(hidden_MD, target_M) -> TrunkScores:
         logits_MV = logprob.logits(hidden_MD, unembedding_VD)
         log_probs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
-        top_MK, _ = jax.lax.top_k(log_probs_MV, min(FILTER_TOP, V))
+        top_MK, _ = jax.lax.top_k(log_probs_MV, min(FILTER_TOP, log_probs_MV.shape[1]))
         return TrunkScores(
             entropy_BS=_entropy(log_probs_MV),
             filter_entropy_BS=_entropy(jax.nn.log_softmax(top_MK, axis=-1)),
@@ -72,8 +65,7 @@ def _score_rows(unembedding_VD, hidden_MD, target_M) -> TrunkScores:
             target_log_prob_BS=jnp.take_along_axis(log_probs_MV, target_M[:, None], -1)[:, 0],
         )
 
-    scores = jax.lax.map(one, (hidden, target))
-    return jax.tree.map(lambda x: x.reshape(-1)[:M], scores)
+    return logprob.map_rows(one, (hidden_MD, target_M), unembedding_VD.shape[0])
 
 
 def _entropy(log_probs_MV: jax.Array) -> jax.Array:

@@ -61,9 +61,15 @@ def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
 
     def one(axes: PartitionSpec, shape) -> NamedSharding:
         names = [
-            RULES[axis] if axis is not None and shape.shape[i] % _size(mesh, axis) == 0 else None
+            RULES[axis]
+            if axis is not None and _size(mesh, axis) > 1 and shape.shape[i] % _size(mesh, axis) == 0
+            else None
             for i, axis in enumerate(axes)
         ]
+        # As jit writes the shardings of its results: equal layouts that are written differently
+        # would compile every program of the second step again.
+        while names and names[-1] is None:
+            names.pop()
         return NamedSharding(mesh, PartitionSpec(*names))
 
     return jax.tree.map(

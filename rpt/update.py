@@ -108,7 +108,7 @@ def gradients(
     for batch in batches:
         total = _accumulate(model, objective, temperature, params, kv, batch, total)
     ntp_weight = jnp.float32(objective.ntp_weight)
-    grads = _trunk_backward(backward, total.params, total.kv_LBSKH, ntp_weight)
+    grads = _trunk_backward(model, backward, total.params, total.kv_LBSKH, ntp_weight)
     metrics = {name: getattr(total.terms, name) for name in total.terms._fields}
     return grads, {"ntp": ntp, **metrics}
 
@@ -239,8 +239,10 @@ def with_reference(
     ]
 
 
-@functools.partial(jax.jit, donate_argnames=("direct",))
-def _trunk_backward(backward, direct, kv_cotangent, ntp_weight):
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("direct",))
+def _trunk_backward(model, backward, direct, kv_cotangent, ntp_weight):
+    # Summed in float32; a VJP takes cotangents of its outputs' own type only.
+    kv_cotangent = jax.tree.map(lambda x: x.astype(model.dtype), kv_cotangent)
     (through_trunk,) = backward((ntp_weight, kv_cotangent))
     return jax.tree.map(jnp.add, direct, through_trunk)
 

@@ -1,1 +1,326 @@
-"""Supervised warm-up before RPT."""
+"""Supervised warm-up before RPT, for models that do not close their thoughts (SmolLM2).
+
+One step, top to bottom:
+
+    batch      documents from the training stream, one per trunk row
+    thoughts   one per cut, sampled from the untrained policy, stripped of markers, cut short
+    branches   tail + thought + close + TRUE answer + end, all well formed
+    update     maximum likelihood on the branches, one AdamW step
+
+Nothing is demonstrated but the form: the thoughts are the model's own, and no answer is hinted
+at. They come from the policy as it was before the first step, so that their lengths stay as they
+are drawn here; thoughts of the current policy, cut where it closes, would shrink from step to step.
+
+Letters: B documents (trunk rows), C cuts per document, R branches (R = C), T branch positions.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data import pipeline
+from rpt import (
+    experience,
+    formats,
+    ledger,
+    objectives,
+    optimizers,
+    positions,
+    rollout,
+    scoring,
+    sharding,
+    update,
+)
+
+# Identifies the warm-up's noise among the rounds of dynamic sampling, which count from 0.
+_ROUND = 2**16
+# AdamW's first steps are as long as its later ones, whatever the gradient.
+_RAMP_STEPS = 3
+# Of a thought's tokens and of the decision to end it, beside 1 for the rest of the close and the
+# answer. One weight for both, because it is the choice between them that sets how long thoughts
+# are: with the close alone in the loss the model would learn to close at once. Less than 1,
+# because a thought's tokens are the model's own and teach nothing else, only noise.
+THOUGHT_WEIGHT = 0.25
+_OBJECTIVE = objectives.ObjectiveConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The token ids of a well-formed branch around its thought and its true answer.
+
+    Attributes:
+      tail: begins the branch.
+      close: ends the thought, up to `</think>`.
+      suffix: what the rollout forces behind it.
+      end: follows the answer; empty in the token format, which ends after `answer_tokens`.
+      answer_tokens: how many of the document's tokens are the answer.
+      shortest, longest: limits of the thought's length.
+    """
+
+    tail: np.ndarray
+    close: np.ndarray
+    suffix: np.ndarray
+    end: np.ndarray
+    answer_tokens: int
+    shortest: int
+    longest: int
+
+    @property
+    def positions(self) -> int:
+        """T: of the longest branch."""
+        parts = (self.tail, self.close, self.suffix, self.end)
+        return sum(map(len, parts)) + self.longest + self.answer_tokens
+
+
+def make_form(task: experience.Task) -> Form:
+    """The form that template, tokenizer and rollout settings ask for.
+
+    Raises:
+      ValueError: the budget of thought tokens has no room for a thought and its close.
+    """
+    template, settings, tokenizer = task.template, task.config.rollout, task.tokenizer
+    encode = tokenizer.encode_markup
+    # Encoded as the rollout does: the suffix apart, as it is forced behind an exact close.
+    close = encode(template.close.removesuffix(template.suffix))
+    # The close counts as thought. A quarter of the rest is left, for the lengths will vary more
+    # than here.
+    longest = (settings.think_tokens - len(close)) * 3 // 4
+    if longest < 1:
+        raise ValueError(
+            f"rollout.think_tokens={settings.think_tokens} leaves no room for a thought before "
+            f"the {len(close)} tokens of its close; the warm-up needs at least {len(close) + 2}"
+        )
+    boxed = settings.answer_format == "boxed"
+    end = encode(template.end) if boxed else np.zeros(0, np.int32)
+    if boxed and tokenizer.eos_id is not None and tokenizer.eos_id not in end:
+        end = np.append(end, np.int32(tokenizer.eos_id))
+    return Form(
+        tail=encode(template.tail),
+        close=close,
+        suffix=encode(template.suffix),
+        end=end,
+        answer_tokens=1 if boxed else settings.answer_tokens,
+        shortest=-(-longest // 3),
+        longest=longest,
+    )
+
+
+def warm_up(
+    task: experience.Task,
+    mesh: Mesh,
+    params: Any,
+    stream: pipeline.Stream[pipeline.TrunkBatch],
+    book: ledger.Ledger,
+) -> tuple[Any, ledger.Ledger]:
+    """`train.warmup_steps` supervised steps; prints a line for each.
+
+    Args:
+      task: what is to be learned.
+      mesh: of the parameters.
+      params: where it begins; also the author of all thoughts.
+      stream: training documents; it moves on by one batch per step.
+      book: gets everything executed here under 'warmup'.
+
+    Returns:
+      the trained parameters and the ledger. Optimizer state does not outlive the warm-up.
+    """
+    settings = task.config.train
+    optimizer_config = optimizers.OptimizerConfig(
+        learning_rate=settings.warmup_learning_rate, warmup_steps=_RAMP_STEPS
+    )
+    optimizer = optimizers.make(optimizer_config)
+    opt_state = jax.jit(optimizer.init)(params)
+    form, author = make_form(task), params
+    temperature = task.config.rollout.temperature or 1.0
+    for step in range(settings.warmup_steps):
+        batch = next(stream)
+        trunk = _trunk_inputs(mesh, batch)
+        branches, length_BR, decode_steps = _demonstrate(task, form, author, batch, trunk, step)
+        micro_batches = update.micro_batches(
+            branches, length_BR, settings.micro_branches, settings.t_multiple
+        )
+        sharded = [sharding.shard_rows(mesh, micro) for micro in micro_batches]
+        grads, terms = update.gradients(task.model, _OBJECTIVE, temperature, params, trunk, sharded)
+        factor = optimizers.factor(optimizer_config, step, None)
+        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
+        book = _account(book, task, batch, branches, length_BR, decode_steps, micro_batches)
+        print(
+            f"warm-up {step + 1}/{settings.warmup_steps}  branches {(length_BR > 0).sum()}  "
+            f"entropy {float(terms['entropy']):.2f} nats  gradient norm {float(norm):.2f}",
+            flush=True,
+        )
+    return params, book
+
+
+def _trunk_inputs(mesh: Mesh, batch: pipeline.TrunkBatch) -> update.TrunkInputs:
+    """The batch without a next-token loss: the warm-up is about branches alone."""
+    return sharding.shard_rows(
+        mesh,
+        update.TrunkInputs(
+            batch.tokens_BS,
+            batch.segments_BS,
+            batch.positions_BS,
+            np.zeros(batch.tokens_BS.shape, np.float32),
+        ),
+    )
+
+
+def _demonstrate(task, form, author, batch, trunk, step):
+    """Cuts, thoughts and branches of one step: (arrays, length_BR, decode steps)."""
+    config = task.config
+    eligible_BS = positions.eligible_cuts(
+        batch.tokens_BS,
+        batch.lengths_B,
+        batch.header_length,
+        config.positions.min_context,
+        task.tokenizer.special_ids,
+        task.expressible_V,
+    )
+    # At random: easy answers show best that the document goes on behind the thought.
+    cut_BC, valid_BC = positions.choose_cuts(
+        None,
+        eligible_BS,
+        cuts_per_document=config.train.warmup_cuts_per_document,
+        low_nats=0.0,
+        high_nats=np.inf,
+        random_fraction=0.0,
+        mode="random",
+        seed=config.seed,
+        step=step,
+        document_ids_B=batch.document_ids_B,
+        round_index=_ROUND,
+    )
+    sampling = dataclasses.replace(
+        config.rollout,
+        group_size=1,
+        think_tokens=form.longest,
+        answer_tokens=1,
+        on_budget="zero_reward",
+    )
+    _, kv = scoring.score_trunk(
+        task.model, author, trunk.tokens_BS, trunk.segments_BS, trunk.positions_BS
+    )
+    result = rollout.rollout(
+        task.model, sampling, author, task.tables, kv, cut_BC, valid_BC,
+        seed=config.seed, step=step, document_ids_B=batch.document_ids_B, round_=_ROUND,
+    )  # fmt: skip
+    # Lengths are drawn and not the model's own: an untrained model never ends a thought.
+    generator = np.random.default_rng((config.seed, step, _ROUND))
+    most_BC = generator.integers(form.shortest, form.longest, cut_BC.shape, endpoint=True)
+    branches, length_BR = well_formed(
+        form,
+        result,
+        batch.documents,
+        batch.header_length,
+        cut_BC,
+        valid_BC,
+        most_BC,
+        task.token_bytes,
+        task.stop_ids | task.tokenizer.special_ids,
+    )
+    return branches, length_BR, result.decode_steps
+
+
+def well_formed(
+    form: Form,
+    result: rollout.Rollout,
+    documents: Sequence[np.ndarray],
+    header_length: int,
+    cut_BC: np.ndarray,
+    valid_BC: np.ndarray,
+    most_BC: np.ndarray,
+    token_bytes: Sequence[bytes],
+    no_thought_ids: Collection[int],
+) -> tuple[update.MicroBatch, np.ndarray]:
+    """One supervised branch per cut: tail, own thought, close, suffix, true answer, end.
+
+    Args:
+      form: of the branches.
+      result: of a rollout with one thought per cut.
+      documents: for every row its document's ids, at least up to the answers' ends.
+      header_length: trunk positions before the document.
+      cut_BC, valid_BC: the cuts.
+      most_BC: where each thought is cut off.
+      token_bytes: raw bytes of every token.
+      no_thought_ids: tokens that end a thought (stop tokens and other markers).
+
+    Returns:
+      arrays for `update.gradients` with advantage 1 and weights that sum to 1, and length_BR: 0
+      for a slot without a cut, a thought without a token, or a document that ends too soon.
+    """
+    B, C = cut_BC.shape
+    tokens_BRT = np.zeros((B, C, form.positions), np.int32)
+    weight_BRT = np.zeros(tokens_BRT.shape, np.float32)
+    length_BR = np.zeros((B, C), np.int32)
+    start = len(form.tail)
+    for b, r in np.argwhere(valid_BC):
+        sampled = result.tokens_BRT[b, r, result.tail_length : result.length_BR[b, r]]
+        thought = own_thought(sampled, token_bytes, no_thought_ids)[: most_BC[b, r]]
+        first = cut_BC[b, r] - header_length
+        answer = documents[b][first : first + form.answer_tokens]
+        if not len(thought) or len(answer) < form.answer_tokens:
+            continue
+        ids = np.concatenate([form.tail, thought, form.close, form.suffix, answer, form.end])
+        decision = start + len(thought)
+        suffix = decision + len(form.close)
+        tokens_BRT[b, r, : len(ids)] = ids
+        weight_BRT[b, r, start : decision + 1] = THOUGHT_WEIGHT
+        weight_BRT[b, r, decision + 1 : suffix] = 1.0
+        # The suffix is forced at rollout, never sampled.
+        weight_BRT[b, r, suffix + len(form.suffix) : len(ids)] = 1.0
+        length_BR[b, r] = len(ids)
+    weight_BRT /= max(weight_BRT.sum(), 1.0)
+    branches = update.MicroBatch(
+        tokens_BRT=tokens_BRT,
+        weight_BRT=weight_BRT,
+        behaviour_BRT=None,
+        threshold_BRT=None,
+        reference_BRT=None,
+        advantage_BR=np.ones((B, C), np.float32),
+        hi_BR=cut_BC.astype(np.int32),
+    )
+    return branches, length_BR
+
+
+def own_thought(
+    ids: np.ndarray, token_bytes: Sequence[bytes], no_thought_ids: Collection[int]
+) -> np.ndarray:
+    """The leading ids before a token that is no thought and before any byte of `</think>`."""
+    kept: list[int] = []
+    data = b""
+    for token in ids.tolist():
+        if token in no_thought_ids:
+            break
+        kept.append(token)
+        data += token_bytes[token]
+        if formats.MARKER in data:
+            # The marker may have begun inside an earlier token, which then goes as well.
+            limit = data.index(formats.MARKER)
+            while len(data) > limit:
+                data = data[: len(data) - len(token_bytes[kept.pop()])]
+            break
+    return np.array(kept, np.int32)
+
+
+def _account(book, task, batch, branches, length_BR, decode_steps, micro_batches) -> ledger.Ledger:
+    """Scoring, decoding and the update of one step, all under 'warmup'."""
+    model, (B, S) = task.model, batch.tokens_BS.shape
+    decoded, decode_flops = ledger.decode_flops(model, B, S, decode_steps)
+    shapes = [micro.tokens_BRT.shape for micro in micro_batches]
+    trained, update_flops = ledger.branch_update_flops(model, S, shapes)
+    # The trunk once forward under the author, and forward and backward in the update.
+    trunk_flops = ledger.trunk_flops(model, B, S, passes=4)
+    book = book.add(
+        "warmup", 2 * B * S + decoded + trained, decode_flops + update_flops + trunk_flops
+    )
+    book = book.add_documents(int((batch.lengths_B - batch.header_length).clip(0).sum()))
+    rows = sum(
+        ledger.row_flops(model, int(cut), int(length), trained=True)
+        for cut, length in zip(branches.hi_BR.flat, length_BR.flat, strict=True)
+        if length
+    )
+    return book.add_rows(rows)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 
 class _Part(NamedTuple):
-    """A softmax over some of the keys: maximum and sum [.., 1], and the unnormalised mix."""
+    """A softmax over some of the keys: maximum and sum [B, R, K, T, g, 1], unnormalised mix."""
 
     maximum: jax.Array
     total: jax.Array
-    mix_BRTKgH: jax.Array
+    mix_BRKTgH: jax.Array
 
 
 def branch_attention(
@@ -54,32 +54,35 @@ def branch_attention(
 
     s = jnp.arange(trunk_key.shape[1])
     visible_BRS = (s >= lo_BR[..., None]) & (s < hi_BR[..., None])
+    # Each part keeps its logits in the order its matrix products make: B and K outside for the
+    # trunk, B, R and K outside for the rest. Only maxima, sums and mixes are ever transposed.
+    trunk_part = _part(
+        _dot("BRTKgH,BSKH->BKRTgS", query, trunk_key),
+        visible_BRS[:, None, :, None, None, :],
+        "BKRTgS,BSKH->BKRTgH",
+        trunk_value,
+    )
     parts = [
+        _Part(*[jnp.swapaxes(x, 1, 2) for x in trunk_part]),
         _part(
-            _dot("BRTKgH,BSKH->BRTKgS", query, trunk_key),
-            visible_BRS[:, :, None, None, None, :],
-            "BRTKgS,BSKH->BRTKgH",
-            trunk_value,
-        ),
-        _part(
-            _dot("BRTKgH,BRUKH->BRTKgU", query, key_BRTKH),
-            jnp.tril(jnp.ones((T, T), bool))[None, None, :, None, None, :],
-            "BRTKgU,BRUKH->BRTKgH",
+            _dot("BRTKgH,BRUKH->BRKTgU", query, key_BRTKH),
+            jnp.tril(jnp.ones((T, T), bool))[:, None, :],
+            "BRKTgU,BRUKH->BRKTgH",
             value_BRTKH,
         ),
     ]
     if past is not None:
         past_key, past_value = past
-        filled_U = jnp.arange(past_key.shape[2]) < past_length
         parts.append(
             _part(
-                _dot("BRTKgH,BRUKH->BRTKgU", query, past_key),
-                filled_U,
-                "BRTKgU,BRUKH->BRTKgH",
+                _dot("BRTKgH,BRUKH->BRKTgU", query, past_key),
+                jnp.arange(past_key.shape[2]) < past_length,
+                "BRKTgU,BRUKH->BRKTgH",
                 past_value,
             )
         )
-    return _merge(parts).reshape(B, R, T, N, H).astype(query_BRTNH.dtype)
+    mixed_BRTKgH = jnp.moveaxis(_merge(parts), 2, 3)
+    return mixed_BRTKgH.reshape(B, R, T, N, H).astype(query_BRTNH.dtype)
 
 
 def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -104,5 +107,5 @@ def _merge(parts: list[_Part]) -> jax.Array:
         maximum = jnp.maximum(maximum, part.maximum)
     scales = [jnp.exp(part.maximum - maximum) for part in parts]
     total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
-    mix = sum(scale * part.mix_BRTKgH for scale, part in zip(scales, parts, strict=True))
+    mix = sum(scale * part.mix_BRKTgH for scale, part in zip(scales, parts, strict=True))
     return mix / total

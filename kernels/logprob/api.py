@@ -5,13 +5,16 @@ in chunks and recomputed in the backward pass: peak memory is one chunk of logit
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 # 2**23 float32 logits are 32 MB: a chunk fits a cache-friendly buffer and still fills the matmul.
 _CHUNK_LOGITS = 2**23
+
+T = TypeVar("T")
 
 
 class LogProb(NamedTuple):
@@ -41,21 +44,34 @@ def logprob(
       threshold_M: where the sampler truncated: tempered logits below it leave the distribution
         (the label itself always stays). The renormaliser is differentiated.
     """
-    M, D = hidden_MD.shape
-    chunk = max(1, min(M, _CHUNK_LOGITS // unembedding_VD.shape[0]))
-    pad = -M % chunk
     rows = [hidden_MD, labels_M] + ([] if threshold_M is None else [threshold_M])
+    one = functools.partial(logprob_rows, unembedding_VD, temperature=temperature)
+    return map_rows(one, rows, unembedding_VD.shape[0])
+
+
+def map_rows(
+    function: Callable[..., T], rows: Sequence[jax.Array], vocab_size: int
+) -> T:
+    """`function(*rows)` over chunks of rows whose logits fit one buffer, recomputed backward.
+
+    Args:
+      function: takes arrays [m, ...] and returns a tree of arrays [m].
+      rows: arrays [M, ...] of equal M.
+      vocab_size: logits per row.
+    """
+    M = rows[0].shape[0]
+    # Equal chunks: a last one that is nearly empty would cost as much as a full one.
+    count = max(1, -(-M * vocab_size // _CHUNK_LOGITS))
+    chunk = -(-M // count)
+    if count == 1:
+        return function(*rows)
+    pad = count * chunk - M
     chunked = [
-        jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+        jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)).reshape(count, chunk, *x.shape[1:])
         for x in rows
     ]
-    one = functools.partial(logprob_rows, temperature=temperature)
-    if chunked[0].shape[0] == 1:
-        parts = one(unembedding_VD, *[x[0] for x in chunked])
-        return LogProb(*[x[:M] for x in parts])
-    body = jax.checkpoint(lambda xs: one(unembedding_VD, *xs), prevent_cse=False)
-    parts = jax.lax.map(body, chunked)
-    return LogProb(*[x.reshape(-1)[:M] for x in parts])
+    body = jax.checkpoint(lambda xs: function(*xs), prevent_cse=False)
+    return jax.tree.map(lambda x: x.reshape(-1)[:M], jax.lax.map(body, chunked))
 
 
 def logprob_rows(

@@ -1,0 +1,240 @@
+"""predictions.jsonl: what was measured, so that anybody can recompute the tables.
+
+The first line says what it belongs to: split, model, the positions file's hash, the number of
+thoughts, the bins.
+Then, for every position of the positions file in its order, lines with
+
+    position       index in the positions file, from 0
+    part, document_id, cut
+    target         bytes of the token to predict
+    mode           no_think_raw, no_think_header, thought_sample or thought_argmax
+    sample         index of the thought; null without one
+    predicted      bytes; null where there is no answer
+    reward         1 or 0, of the bytes (a right prediction may be longer than `target`)
+    prob           the target token's probability there; for thoughts, after the same thought
+
+and in addition on no_think_raw `bins` (those that it stands for), on no_think_header
+`gate_entropy` (nats), on thought_sample `diagnosis`, `over_budget`, `thought_tokens` and
+`branch_tokens`. Bytes are written as Latin-1 text, one character a byte.
+
+Letters: P positions, G thoughts per position.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rpt import evaluation, evaluation_measure, evaluation_positions, rewards, statistics
+
+
+class Recorded(NamedTuple):
+    """A predictions.jsonl as it was read."""
+
+    about: dict[str, Any]
+    measured: evaluation.Measured
+
+
+def write(
+    path: pathlib.Path,
+    about: Mapping[str, Any],
+    measured: evaluation.Measured,
+    targets_P: Sequence[rewards.Target],
+    raw: evaluation_measure.NoThink,
+    header: evaluation_measure.NoThink,
+    thoughts: evaluation_measure.Thoughts,
+) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(about, allow_nan=False) + "\n")
+        for p, target in enumerate(targets_P):
+            place = {
+                "position": p,
+                "part": str(measured.part_P[p]),
+                "document_id": int(measured.document_id_P[p]),
+                "cut": int(measured.cut_P[p]),
+                "target": _text(target.first_token),
+            }
+            for line in _lines(p, measured, raw, header, thoughts):
+                file.write(json.dumps({**place, **line}, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _lines(p: int, measured, raw, header, thoughts) -> Iterator[dict[str, Any]]:
+    """All lines of one position."""
+    yield {
+        **_line("no_think_raw", None, raw.predicted_P[p], raw.reward_P[p], raw.target_prob_P[p]),
+        "bins": [name for name, bin_P in measured.bins.items() if bin_P[p]],
+    }
+    yield {
+        **_line(
+            "no_think_header",
+            None,
+            header.predicted_P[p],
+            header.reward_P[p],
+            header.target_prob_P[p],
+        ),
+        "gate_entropy": float(measured.gate_entropy_P[p]),
+    }
+    if not measured.thought_P[p]:
+        return
+    for g in range(thoughts.sampled_PG.shape[1]):
+        prob = thoughts.target_prob_PG[p, g]
+        predicted, reward = thoughts.sampled_PG[p, g], thoughts.sampled_reward_PG[p, g]
+        yield {
+            **_line("thought_sample", g, predicted, reward, prob),
+            "diagnosis": rewards.CATEGORIES[thoughts.diagnosis_PG[p, g]],
+            "over_budget": bool(thoughts.over_budget_PG[p, g]),
+            "thought_tokens": int(thoughts.thought_tokens_PG[p, g]),
+            "branch_tokens": int(thoughts.branch_tokens_PG[p, g]),
+        }
+        predicted, reward = thoughts.argmax_PG[p, g], thoughts.argmax_reward_PG[p, g]
+        yield _line("thought_argmax", g, predicted, reward, prob)
+
+
+def _line(mode: str, sample: int | None, predicted: bytes | None, reward, prob) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "sample": sample,
+        "predicted": None if predicted is None else _text(predicted),
+        "reward": int(reward),
+        "prob": float(prob),
+    }
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def load(path: pathlib.Path) -> Recorded:
+    """Reads predictions.jsonl back into what the tables are made of.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"predictions not found: {path}")
+    try:
+        with path.open() as file:
+            about = json.loads(next(file))
+            lines = [json.loads(line) for line in file]
+        return Recorded(about, _measured(lines, about["thoughts"], about["bins"]))
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        raise ValueError(f"{path} is no predictions file: {error!r}") from None
+
+
+def _measured(lines: list[dict[str, Any]], group: int, bins: list[str]) -> evaluation.Measured:
+    raw = [line for line in lines if line["mode"] == "no_think_raw"]
+    header = [line for line in lines if line["mode"] == "no_think_header"]
+    sampled = [line for line in lines if line["mode"] == "thought_sample"]
+    argmax = [line for line in lines if line["mode"] == "thought_argmax"]
+    count = len(raw)
+
+    def per_thought(chosen: list[dict[str, Any]], value: list[Any], dtype: Any) -> np.ndarray:
+        array_PG = np.zeros((count, group), dtype)
+        place = [[line["position"] for line in chosen], [line["sample"] for line in chosen]]
+        array_PG[tuple(np.array(place, np.int64))] = value
+        return array_PG
+
+    def sampled_field(name: str, dtype: Any) -> np.ndarray:
+        return per_thought(sampled, [line[name] for line in sampled], dtype)
+
+    thought_P = np.zeros(count, bool)
+    thought_P[[line["position"] for line in sampled]] = True
+    diagnosis = [rewards.CATEGORIES.index(line["diagnosis"]) for line in sampled]
+    return evaluation.Measured(
+        part_P=np.array([line["part"] for line in raw]),
+        document_id_P=np.array([line["document_id"] for line in raw], np.int64),
+        cut_P=np.array([line["cut"] for line in raw], np.int64),
+        bins={name: np.array([name in line["bins"] for line in raw]) for name in bins},
+        gate_entropy_P=np.array([line["gate_entropy"] for line in header]),
+        raw_reward_P=np.array([line["reward"] for line in raw], np.float64),
+        raw_prob_P=np.array([line["prob"] for line in raw]),
+        header_reward_P=np.array([line["reward"] for line in header], np.float64),
+        header_prob_P=np.array([line["prob"] for line in header]),
+        thought_P=thought_P,
+        sampled_reward_PG=sampled_field("reward", np.float64),
+        argmax_reward_PG=per_thought(argmax, [line["reward"] for line in argmax], np.float64),
+        target_prob_PG=sampled_field("prob", np.float64),
+        diagnosis_PG=per_thought(sampled, diagnosis, np.int64),
+        over_budget_PG=sampled_field("over_budget", bool),
+        thought_tokens_PG=sampled_field("thought_tokens", np.int64),
+        branch_tokens_PG=sampled_field("branch_tokens", np.int64),
+    )
+
+
+def measured(
+    positions: Sequence[evaluation_positions.Position],
+    bins: Mapping[str, np.ndarray],
+    thought_P: np.ndarray,
+    raw: evaluation_measure.NoThink,
+    header: evaluation_measure.NoThink,
+    thoughts: evaluation_measure.Thoughts,
+) -> evaluation.Measured:
+    """Joins positions with what a model said at them."""
+    shared = {field.name for field in dataclasses.fields(evaluation.Measured)}
+    return evaluation.Measured(
+        part_P=np.array([p.part for p in positions]),
+        document_id_P=np.array([p.document_id for p in positions], np.int64),
+        cut_P=np.array([p.cut for p in positions], np.int64),
+        bins=bins,
+        gate_entropy_P=header.entropy_P,
+        raw_reward_P=raw.reward_P,
+        raw_prob_P=raw.target_prob_P,
+        header_reward_P=header.reward_P,
+        header_prob_P=header.target_prob_P,
+        thought_P=thought_P,
+        **{name: value for name, value in thoughts._asdict().items() if name in shared},
+    )
+
+
+def compare(
+    a: Recorded,
+    b: Recorded,
+    bin: str,
+    *,
+    part: str = evaluation.ALL,
+    mode_a: str = "thought_argmax",
+    mode_b: str = "thought_argmax",
+    threshold_a: float | None = None,
+    threshold_b: float | None = None,
+    seed: int = 0,
+) -> statistics.Estimate:
+    """The paired difference a - b between two arms on the identical positions of a bin.
+
+    Args:
+      a, b: predictions of two arms, from `load`.
+      bin: such as '>1.5', 'all', 'gate', 'label:noise'.
+      part: part of the mixture.
+      mode_a, mode_b: 'no_think' (the better context), 'no_think_raw', 'no_think_header',
+        'thought_sample', 'thought_argmax' or 'target_probability'.
+      threshold_a, threshold_b: think only where the arm's own gate_entropy is above it.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: the arms were not measured on the same positions, or there are none.
+    """
+    for key in ("positions_sha256", "split"):
+        if a.about[key] != b.about[key]:
+            raise ValueError(
+                f"the two predictions have another {key} ({a.about[key]} and {b.about[key]}); "
+                "evaluate both arms with the same --positions file"
+            )
+    found = []
+    for recorded in (a, b):
+        if bin not in recorded.measured.bins:
+            raise ValueError(f"no bin {bin!r}; there are {', '.join(recorded.measured.bins)}")
+        found.append(recorded.measured.bins[bin] & recorded.measured.in_part(part))
+    if not np.array_equal(*found) or not found[0].any():
+        raise ValueError(f"bin {bin!r} of part {part!r} is empty, or not the same in both arms")
+    return statistics.paired_difference(
+        evaluation.values(a.measured, found[0], mode_a, threshold_a),
+        evaluation.values(b.measured, found[1], mode_b, threshold_b),
+        a.measured.document_P[found[0]],
+        seed,
+    )
