@@ -1,8 +1,8 @@
 """The miniature: reinforcement pre-training on two cores in a quarter of an hour.
 
-    make demo
-    python -m rpt.experiment --config=configs/mini.py --workdir=runs/mini     the same by hand
-    python -m rpt.pretrain --config=configs/mini.py --workdir=runs/stage0     stage 0 alone
+make demo
+python -m rpt.experiment --config=configs/mini.py --workdir=runs/mini     the same by hand
+python -m rpt.pretrain --config=configs/mini.py --workdir=runs/stage0     stage 0 alone
 """
 
 from ml_collections import ConfigDict

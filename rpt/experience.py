@@ -174,9 +174,7 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_):
             )
         )  # fmt: skip
         extra = ledger.trunk_flops(task.model, *batch.tokens_BS.shape, passes=1)
-    scored = rewards.RewardBatch(
-        read, targets, shape, probs_BCG, config.reward.all_wrong_reward
-    )
+    scored = rewards.RewardBatch(read, targets, shape, probs_BCG, config.reward.all_wrong_reward)
     reward_BCG = rewards.score(config.reward.name, scored)
     right_BCG = reward_BCG
     if config.reward.name != "prefix_match":

@@ -60,7 +60,9 @@ def pretrain(
         book = ledger.Ledger(**restored.host["ledger"])
         gated = _GateState(**restored.host["gate"])
         streams.set_state(restored.host["streams"])
-    log = runs.Log(workdir, "pretrain", step, _total_steps(settings), config.logging.log_every_steps)
+    log = runs.Log(
+        workdir, "pretrain", step, _total_steps(settings), config.logging.log_every_steps
+    )
     began, metrics = time.monotonic(), {}
     rows = settings.batch_size * settings.seq_len
     step_flops = ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
@@ -196,9 +198,7 @@ class _Streams:
         # loss_mask says that position s predicts s + 1; weights belong to the target.
         counted_BS[:, 1:] = batch.loss_mask_BS[:, :-1]
         weight_BS = (counted_BS / max(int(counted_BS.sum()), 1)).astype(np.float32)
-        return update.TrunkInputs(
-            batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS
-        )
+        return update.TrunkInputs(batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS)
 
     def get_state(self) -> dict[str, Any]:
         opening = None if self._opening is None else self._opening.get_state()

@@ -254,7 +254,7 @@ def _ladder(first: int, last: int) -> list[int]:
 
 def _bucket(live: int, R: int, multiple: int) -> int:
     """The smallest of R, R/2, R/4, ... that holds `live` and stays a multiple."""
-    while R % (2 * multiple) == 0 and R // 2 >= live:
+    while R % (2 * multiple) == 0 and live <= R // 2:
         R //= 2
     return R
 
@@ -421,9 +421,7 @@ def _next_phase(config: RolloutConfig, tables: Tables, branches: Branches, token
     after_budget = FORCE if config.on_budget == "force_close" else DONE
     from_think = jnp.where(spent_BR, after_budget, THINK)
     from_think = jnp.where(stopped_BR, DONE, from_think)
-    from_think = jnp.where(
-        closed_BR, jnp.where(exact_BR & has_suffix, FORCE, ANSWER), from_think
-    )
+    from_think = jnp.where(closed_BR, jnp.where(exact_BR & has_suffix, FORCE, ANSWER), from_think)
     begin_BR = jnp.where(closed_BR, close_length, 0)
 
     # FORCE: until the end of the close (begun at 0) or of the suffix (begun after the close).

@@ -1,10 +1,10 @@
 """A run directory: what was asked, what ran it, what came out.
 
-    config.json    the whole config          run.json       overrides, commit, versions, machine
-    model.json     the model's shape         tokenizer/     files of the tokenizer
-    metrics.jsonl  one object per step       tensorboard/   the same as event files
-    samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
-    checkpoints/   the last, complete        scaling/       parameters at log-spaced FLOPs
+config.json    the whole config          run.json       overrides, commit, versions, machine
+model.json     the model's shape         tokenizer/     files of the tokenizer
+metrics.jsonl  one object per step       tensorboard/   the same as event files
+samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
+checkpoints/   the last, complete        scaling/       parameters at log-spaced FLOPs
 """
 
 import dataclasses

@@ -62,7 +62,9 @@ def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
     def one(axes: PartitionSpec, shape) -> NamedSharding:
         names = [
             RULES[axis]
-            if axis is not None and _size(mesh, axis) > 1 and shape.shape[i] % _size(mesh, axis) == 0
+            if axis is not None
+            and _size(mesh, axis) > 1
+            and shape.shape[i] % _size(mesh, axis) == 0
             else None
             for i, axis in enumerate(axes)
         ]
@@ -72,9 +74,7 @@ def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
             names.pop()
         return NamedSharding(mesh, PartitionSpec(*names))
 
-    return jax.tree.map(
-        one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
+    return jax.tree.map(one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def _size(mesh: Mesh, logical_axis: str) -> int:

@@ -175,9 +175,7 @@ def _accumulate(model, objective, temperature, params, kv, batch: MicroBatch, to
     )
     summed = jax.tree.map(jnp.add, total.terms, terms)
     # A maximum is the one term that does not add up.
-    summed = summed._replace(
-        mismatch_max=jnp.maximum(total.terms.mismatch_max, terms.mismatch_max)
-    )
+    summed = summed._replace(mismatch_max=jnp.maximum(total.terms.mismatch_max, terms.mismatch_max))
     return Gradients(params_sum, kv_sum, summed)
 
 

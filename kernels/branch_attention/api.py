@@ -95,9 +95,7 @@ def _part(logits: jax.Array, mask: jax.Array, spec: str, values: jax.Array) -> _
     logits = jnp.where(mask, logits, -1e30)
     maximum = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(logits - maximum), 0.0)
-    mix = jnp.einsum(
-        spec, weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
+    mix = jnp.einsum(spec, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Part(maximum, jnp.sum(weights, -1, keepdims=True), mix)
 
 

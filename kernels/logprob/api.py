@@ -49,9 +49,7 @@ def logprob(
     return map_rows(one, rows, unembedding_VD.shape[0])
 
 
-def map_rows(
-    function: Callable[..., T], rows: Sequence[jax.Array], vocab_size: int
-) -> T:
+def map_rows(function: Callable[..., T], rows: Sequence[jax.Array], vocab_size: int) -> T:
     """`function(*rows)` over chunks of rows whose logits fit one buffer, recomputed backward.
 
     Args:

@@ -83,9 +83,7 @@ def trunk(
     causal_SS = jnp.tril(jnp.ones((S, S), bool))
     same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
     inputs = _Trunk(mask_B1SS=(same_BSS & causal_SS)[:, None])
-    return _Transformer(config).apply(
-        {"params": params}, tokens_BS, positions_BS, inputs, None
-    )
+    return _Transformer(config).apply({"params": params}, tokens_BS, positions_BS, inputs, None)
 
 
 def branch(

@@ -93,9 +93,7 @@ def test_the_renormaliser_is_differentiated():
 
     def total(step):
         moved = hidden.astype(np.float64) + step * direction
-        return reference(
-            moved, unembedding, labels, weights, 0.7, threshold
-        ).log_prob_M.sum()
+        return reference(moved, unembedding, labels, weights, 0.7, threshold).log_prob_M.sum()
 
     slope = (total(1e-6) - total(-1e-6)) / 2e-6
 

@@ -50,9 +50,7 @@ def test_goodness_of_fit(name):
     temperature, top_k, top_p = SETTINGS[name]
     rows = 2**18
     logits_MV = jnp.broadcast_to(LOGITS_V, (rows, len(LOGITS_V)))
-    drawn = sample(
-        logits_MV, row_keys(rows), temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    drawn = sample(logits_MV, row_keys(rows), temperature=temperature, top_k=top_k, top_p=top_p)
     p = truncated(LOGITS_V, temperature, top_k, top_p)
     counts = np.bincount(drawn.token_M, minlength=len(p))
     assert counts[p == 0].sum() == 0
@@ -103,9 +101,7 @@ def test_ties_at_the_threshold_stay_in_sampler_and_trainer():
     drawn = sample(logits, row_keys(64), temperature=1.0, top_k=2, top_p=1.0)
     assert set(np.asarray(drawn.token_M).tolist()) == {1, 2, 4}
     np.testing.assert_allclose(drawn.log_prob_M, -np.log(3), atol=1e-6)
-    trained = logprob.logprob(
-        hidden, unembedding, drawn.token_M, threshold_M=drawn.threshold_M
-    )
+    trained = logprob.logprob(hidden, unembedding, drawn.token_M, threshold_M=drawn.threshold_M)
     np.testing.assert_allclose(trained.log_prob_M, -np.log(3), atol=1e-6)
 
 

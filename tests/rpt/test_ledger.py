@@ -54,9 +54,7 @@ def trunk_logits(model, params, tokens):
 
 
 def branch_logits(model, params, kv, tokens, hi, past=None):
-    hidden, new = transformer.branch(
-        model, params, kv, tokens, jnp.zeros_like(hi), hi, hi, past
-    )
+    hidden, new = transformer.branch(model, params, kv, tokens, jnp.zeros_like(hi), hi, hi, past)
     return logprob.logits(hidden, transformer.unembedding(model, params)), new
 
 

@@ -69,9 +69,7 @@ def test_k3_by_hand():
     """p_ref / p = 2 and 1/2: k3 = 2 - ln 2 - 1 and 1/2 + ln 2 - 1; its slope is 1 - p_ref / p."""
     log_prob, weight = jnp.asarray([-1.0, -1.0]), jnp.asarray([0.5, 0.25])
     reference = log_prob + np.log([2.0, 0.5])
-    terms, gradient = value_and_gradient(
-        CLIP, log_prob, log_prob, jnp.zeros(2), weight, reference
-    )
+    terms, gradient = value_and_gradient(CLIP, log_prob, log_prob, jnp.zeros(2), weight, reference)
     k3 = np.array([1 - np.log(2), np.log(2) - 0.5])
     np.testing.assert_allclose(terms.kl, np.sum([0.5, 0.25] * k3), rtol=1e-5)
     np.testing.assert_allclose(terms.loss, 0.5 * np.sum([0.5, 0.25] * k3), rtol=1e-5)
@@ -82,9 +80,7 @@ def test_tokens_outside_the_loss_may_hold_anything():
     log_prob = jnp.asarray([-1.0, -1e30, 0.0, -jnp.inf])
     behaviour = jnp.asarray([-1.0, 0.0, -1e30, 0.0])
     weight = jnp.asarray([1.0, 0.0, 0.0, 0.0])
-    terms, gradient = value_and_gradient(
-        CLIP, log_prob, behaviour, jnp.ones(4), weight, behaviour
-    )
+    terms, gradient = value_and_gradient(CLIP, log_prob, behaviour, jnp.ones(4), weight, behaviour)
     np.testing.assert_allclose(terms.loss, -1.0)
     np.testing.assert_array_equal(gradient, [-1, 0, 0, 0])
     assert terms.mismatch_max == 0

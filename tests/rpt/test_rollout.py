@@ -106,9 +106,7 @@ def expect(tokens, sampled, answer, over=False) -> dict:
 
 def test_natural_close_over_several_tokens_then_suffix_then_answer():
     found = follow(["<think>", "d", "</thi", "nk>", "e", "\n", "f", "g"])
-    assert found == expect(
-        ["d", "</thi", "nk>", "\n", "f", "g"], [1, 1, 1, 0, 1, 1], answer=4
-    )
+    assert found == expect(["d", "</thi", "nk>", "\n", "f", "g"], [1, 1, 1, 0, 1, 1], answer=4)
 
 
 def test_a_token_that_straddles_the_marker_begins_the_answer_without_suffix():
@@ -437,7 +435,5 @@ def test_the_sampler_says_what_the_trainer_says(roll, base, trained, settings):
 
 def test_greedy_takes_the_most_probable_token(roll):
     out = roll(dataclasses.replace(BASE, temperature=0.0))
-    np.testing.assert_array_equal(
-        out.tokens_BRT[out.sampled_BRT], out.best_BRT[out.sampled_BRT]
-    )
+    np.testing.assert_array_equal(out.tokens_BRT[out.sampled_BRT], out.best_BRT[out.sampled_BRT])
     assert (out.log_prob_BRT == 0).all()

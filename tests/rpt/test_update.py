@@ -111,9 +111,7 @@ def test_every_part_of_the_gradient_is_noticed(tiny_model, tiny_params, joint, t
     whole = update.micro_batches(arrays, LENGTH_BR, R, T)
     ntp, kv, backward = update._trunk_forward(tiny_model, tiny_params, trunk)
     total = update._zeros(tiny_params, kv)
-    total = update._accumulate(
-        tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, kv, whole[0], total
-    )
+    total = update._accumulate(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, kv, whole[0], total)
     zero = jax.tree.map(jnp.zeros_like, total.kv_LBSKH)
     weight = jnp.float32(OBJECTIVE.ntp_weight)
     parts = {
@@ -156,14 +154,10 @@ def test_reference_is_the_log_probability_of_the_same_token(tiny_model, tiny_par
     batches = update.micro_batches(arrays._replace(reference_BRT=None), LENGTH_BR, R, T)
     (batch,) = update.with_reference(tiny_model, TEMPERATURE, tiny_params, trunk, batches)
     assert (np.asarray(batch.reference_BRT[:, :, 1:]) < 0).all()
-    metrics = update.gradients(
-        tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, trunk, [batch]
-    )[1]
+    metrics = update.gradients(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, trunk, [batch])[1]
     np.testing.assert_allclose(metrics["kl"], 0, atol=1e-7)
     policy = batch._replace(behaviour_BRT=batch.reference_BRT)
-    metrics = update.gradients(
-        tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, trunk, [policy]
-    )[1]
+    metrics = update.gradients(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, trunk, [policy])[1]
     assert metrics["mismatch_max"] < 1e-5
 
 
@@ -211,9 +205,7 @@ def test_micro_batches_are_sorted_trimmed_and_lose_nothing(arrays):
 
 @pytest.mark.parametrize("factor", [1.0, 0.25])
 def test_apply_scales_the_update_by_the_factor(factor):
-    optimizer = optimizers.make(
-        optimizers.OptimizerConfig(learning_rate=0.1, grad_norm_clip=1.0)
-    )
+    optimizer = optimizers.make(optimizers.OptimizerConfig(learning_rate=0.1, grad_norm_clip=1.0))
     params = {"w": jnp.asarray([1.0, 2.0, 3.0])}
     grads = {"w": jnp.asarray([3.0, -4.0, 0.0])}
     state = optimizer.init(params)
