@@ -16,7 +16,7 @@ setuptools.setup(
     description="Reinforcement pre-training in JAX: think, then predict the next token.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # An explicit package_dir makes an editable install a plain .pth file, which every tool resolves.
+    # An explicit package_dir makes an editable install a plain .pth file.
     package_dir={"": "."},
     packages=setuptools.find_packages(
         include=["rpt", "rpt.*", "kernels", "kernels.*", "data", "data.*", "configs", "configs.*"]

@@ -1,1 +1,1 @@
-"""Reinforcement pre-training on trunk and branches: model, rollouts, rewards, objectives, loop, commands."""
+"""Reinforcement pre-training: model, rollouts, rewards, objectives, loop, commands."""

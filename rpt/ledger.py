@@ -1,7 +1,7 @@
 """Tokens and FLOPs by kind, counted as they happen.
 
 One analytic function of shapes, because XLA's cost analysis counts the body of a scan or while
-loop once. Everything executed counts: padding, ended branches, groups that were filtered away. Remat
+loop once. Everything executed counts: padding, ended branches, groups filtered away. Remat
 recompute and, in the training total, evaluation do not (PROTOCOL section 5).
 """
 

@@ -105,6 +105,6 @@ def test_clipping_is_by_the_global_norm():
     for clip in (0.0, 1.0):
         optimizer = optimizers.make(optimizers.OptimizerConfig(grad_norm_clip=clip, b1=0.0))
         _, state = optimizer.update(grads, optimizer.init(params), params)
-        moments[clip] = [x for x in jax.tree.leaves(state) if x.shape == (3,)][0]
+        moments[clip] = next(x for x in jax.tree.leaves(state) if x.shape == (3,))
     np.testing.assert_allclose(moments[0.0], 3.0)
     np.testing.assert_allclose(moments[1.0], 3.0 / np.sqrt(91), rtol=1e-5)

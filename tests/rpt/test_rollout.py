@@ -3,7 +3,7 @@
 Scripts run on a model without layers to speak of, whose head makes the next token a function of
 the last one. The other tests run on the tiny model and its randomness.
 
-Letters: B documents, S trunk positions, C cuts, G thoughts per cut, R = C * G branches, T positions.
+Letters: B documents, S trunk positions, C cuts, G thoughts per cut, R = C * G, T positions.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from rpt import formats, rollout, update
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
-TOKENS = ("a", "b", "c", "d", "e", "f", "</thi", "nk>", "</think>", "nk>b", "\n", "<eos>", "<think>",
+TOKENS = ("a", "b", "c", "d", "e", "f", "</thi", "nk>", "</think>", "nk>b", "\n", "<eos>",
+          "<think>",
           "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w", "x",
           "y", "z", "A", "<", "/think>")  # fmt: skip
 ID = {text: i for i, text in enumerate(TOKENS)}

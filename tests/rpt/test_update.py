@@ -109,7 +109,7 @@ def test_every_part_of_the_gradient_is_noticed(tiny_model, tiny_params, joint, t
     """What the test above would say without the keys' and values' cotangent, or a part of it,
     or without the next-token loss."""
     whole = update.micro_batches(arrays, LENGTH_BR, R, T)
-    ntp, kv, backward = update._trunk_forward(tiny_model, tiny_params, trunk)
+    _ntp, kv, backward = update._trunk_forward(tiny_model, tiny_params, trunk)
     total = update._zeros(tiny_params, kv)
     total = update._accumulate(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, kv, whole[0], total)
     zero = jax.tree.map(jnp.zeros_like, total.kv_LBSKH)
