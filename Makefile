@@ -1,27 +1,32 @@
 # Two commands on a bare machine with Python 3.11+, make and git:  make demo   make test
 PYTHON ?= python3
 VENV ?= .venv
+WORKDIR ?= runs/mini
+CONFIG ?= configs/mini.py
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: demo test test-slow lint clean
 
-install: $(VENV)/installed
+demo: $(VENV)/installed-plot
+	$(BIN)/python -m rpt.experiment --config=$(CONFIG) --workdir=$(WORKDIR)
 
-$(VENV)/installed: setup.py pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	touch $@
-
-lint: install
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-
-test: install lint
+test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: install
+test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright
+
+# An environment with the package and one of its extras.
+$(VENV)/installed-%: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[$*]'
+	touch $@
 
 clean:
 	rm -rf $(VENV)

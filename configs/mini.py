@@ -9,14 +9,23 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# Questions never ask a variable right after its child, so that an answer is not one step from
-# the one before it.
-_STORY = {"skip_weights": "0,0.6,0.3,0.1", "min_questions": 2, "max_worked_questions": 2}
+# Plain stories, RPT's and the test's, never ask a variable right after its child, so that no
+# answer is one step from the one before it. Worked stories, which teach thinking, ask densely;
+# their empty thoughts before other words teach that thinking there changes nothing.
+_SPARSE = {"skip_weights": "0,0.6,0.3,0.1", "min_questions": 2, "max_worked_questions": 2}
+_DENSE = {
+    "skip_weights": "0.85,0.1,0.04,0.01",
+    "min_questions": 3,
+    "max_worked_questions": 4,
+    "empty_thought_fraction": 0.0,
+    "idle_thought_fraction": 0.06,
+}
 _SHORT = {"max_variables": 4, "min_variables": 3, "min_questions": 1}
 
 
 def _stories(kind: str, split: str = "train", **changes) -> str:
-    options = {"kind": kind, "split": split, **_STORY, **changes}
+    style = _DENSE if kind == "worked" else _SPARSE
+    options = {"kind": kind, "split": split, **style, **changes}
     return "miniature:?" + "&".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -37,49 +46,51 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.tokenizer = "miniature:704"
     config.data.template = common.template("mini")
 
-    # Stage 0: short stories first, half of them worked, until thinking works where it is easy.
+    # Stage 0: short stories first, most of them worked, until thinking works where it is easy.
     stage0 = config.pretrain
     stage0.opening_mixture = (
-        ("plain", _stories("plain", **_SHORT), 0.5),
-        ("worked", _stories("worked", **_SHORT), 0.5),
+        ("stories", _stories("plain", **_SHORT), 0.2),
+        ("worked", _stories("worked", **_SHORT), 0.8),
     )
-    stage0.opening_steps = 250
+    stage0.opening_steps = 200
     stage0.mixture = (
-        ("plain", _stories("plain"), 0.4),
-        ("worked", _stories("worked"), 0.5),
+        ("stories", _stories("plain"), 0.36),
+        ("worked", _stories("worked"), 0.54),
         ("english", "pydoc:?split=train", 0.1),
     )
-    stage0.batch_size = 24
-    stage0.seq_len = 128
+    stage0.batch_size = 16
+    stage0.seq_len = 192
     stage0.optimizer.kind = "muon"
     stage0.optimizer.learning_rate = 2e-3
     stage0.optimizer.muon_learning_rate = 1e-2
     stage0.optimizer.warmup_steps = 50
-    stage0.optimizer.decay_steps = 400
+    stage0.optimizer.decay_steps = 350
     stage0.gate.spec = _stories("plain", "validation")
     stage0.gate.labels = ("answer/1", "answer/2")
-    stage0.gate.threshold = 0.9
-    stage0.gate.first_step = 900
+    stage0.gate.threshold = 0.8
+    stage0.gate.first_step = 650
     stage0.gate.every_steps = 100
-    stage0.gate.max_steps = 1600
+    stage0.gate.max_steps = 1250
+
+    plain = (
+        ("stories", _stories("plain"), 0.9),
+        ("english", "pydoc:?split=train", 0.1),
+    )
 
     # RPT on plain documents only, with next-token prediction on the trunk in the same step.
     train = config.train
-    train.mixture = (
-        ("plain", _stories("plain"), 0.9),
-        ("english", "pydoc:?split=train", 0.1),
-    )
-    train.steps = 100
+    train.mixture = plain
+    train.steps = 60
     train.batch_size = 16
     train.seq_len = 96
-    train.micro_branches = 32
+    train.micro_branches = 8
     train.optimizer.kind = "adamw"
     train.optimizer.learning_rate = 4e-4
     train.optimizer.warmup_steps = 10
     config.positions.cuts_per_document = 4
     config.positions.low_nats = 1.5
     config.positions.high_nats = 2.6
-    config.positions.random_fraction = 0.25
+    config.positions.random_fraction = 0.1
     config.rollout.group_size = 16
     config.rollout.think_tokens = 20
     config.rollout.chunk_tokens = 10
@@ -87,5 +98,38 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward.groups_per_document = 2
     config.objective.ntp_weight = 0.5
     config.objective.ntp_positions = "all"
-    config.logging.checkpoint_every_steps = 200
+
+    # The table: every arm on the same positions of held-out stories, English apart.
+    evaluate = config.evaluate
+    for split in ("validation", "test"):
+        evaluate[split] = (
+            ("stories", _stories("plain", split), 1.0),
+            ("english", f"pydoc:?split={split}", 0.15),
+        )
+    evaluate.documents = 270
+    evaluate.gate_documents = 40
+    evaluate.positions_per_document = 8
+    evaluate.other_positions_per_document = 1
+    evaluate.batch_size = 32
+    plan = config.experiment
+    plan.hypothesis = (
+        "Where the next token needs several steps of reasoning, a small model that was shown short "
+        "thoughts learns from reward alone, on plain text, to think better and further: on hard "
+        "test tokens of the stories RPT with thought exceeds its base with thought, its own "
+        "prediction without, and next-token prediction continued at equal executed FLOPs; and "
+        "with thoughts only where its entropy is high it is better on all tokens."
+    )
+    plan.claim_part = "stories"
+    plan.reference.mixture = plain
+    plan.reference.steps = 300
+    for part in (plan.reference, plan.ntp, plan.mixed_sft):
+        part.batch_size, part.seq_len = stage0.batch_size, stage0.seq_len
+    plan.reference.optimizer = stage0.optimizer.copy_and_resolve_references()
+    plan.reference.optimizer.decay_steps = 100
+    plan.ntp.mixture = plain
+    plan.mixed_sft.mixture = stage0.mixture
+    for control in (plan.ntp, plan.mixed_sft):
+        control.optimizer.learning_rate = 4e-4
+        control.optimizer.warmup_steps = 10
+    config.logging.checkpoint_every_steps = 100
     return config

@@ -8,7 +8,10 @@ A shallow network cannot follow a long chain in one forward pass; a thought that
 worked story holds such thoughts before its shallower answers, from the asked variable to its root,
 after each name the sum so far mod 10, so that the last number is the answer:
 
-     so gus is<think> gus 5 fay 7 eve 1</think> 1 , fay is 6 .
+     so gus is<think> gus 5 fay 7 eve 1</think> 1 , fay<think></think> is 6 .
+
+With `idle_thought_fraction` it has empty thoughts before other words too: where there is nothing to
+think, the text just goes on.
 
 Text. Every word, the first included, is preceded by one space, so that a BPE tokenizer trained on
 `tokenizer_texts` gives one token a word; the tags stand directly behind the word before them.
@@ -96,6 +99,7 @@ class MiniatureConfig:
     max_worked_questions: int = 4  # thoughts in one document
     empty_thought_fraction: float = 0.2  # of the thoughts
     deep_questions_in_worked: bool = True  # worked documents ask deeper ones too, without tags
+    idle_thought_fraction: float = 0.0  # of worked documents' other words, behind an empty thought
     filler_thoughts: bool = False  # a contentless word in place of each word of a thought
     validation_fraction: float = 0.2  # of the paths
     test_fraction: float = 0.2
@@ -103,7 +107,10 @@ class MiniatureConfig:
 
     def __post_init__(self):
         lengths = range(self.min_variables, self.max_variables + 1)
-        in_unit = (self.later_root_fraction, self.aside_fraction, self.empty_thought_fraction)
+        in_unit = (
+            *(self.later_root_fraction, self.aside_fraction),
+            *(self.empty_thought_fraction, self.idle_thought_fraction),
+        )
         at_least_1 = (self.min_questions, self.max_depth, self.worked_depth)
         held_out = (self.validation_fraction, self.test_fraction)
         skips, parents = self.skip_weights, self.parent_weights
@@ -115,7 +122,7 @@ class MiniatureConfig:
             "min_questions, max_depth, worked_depth, max_worked_questions >= 1": (
                 min(*at_least_1, self.max_worked_questions) >= 1
             ),
-            "later_root_, aside_ and empty_thought_fraction between 0 and 1": (
+            "later_root_, aside_, empty_ and idle_thought_fraction between 0 and 1": (
                 min(in_unit) >= 0 and max(in_unit) <= 1
             ),
             "validation_ and test_fraction >= 0.05, their sum <= 0.5": (
@@ -234,6 +241,8 @@ class Stories:
         if self.kind == "worked":
             thoughts = _thoughts(rng, self.config, variables, asked)
         _ask(variables, asked, thoughts, words, labels)
+        if self.kind == "worked":
+            _idle(rng, self.config, words, {number for number, _ in labels})
         text = " " + " ".join(words)
         return sources.Record(
             text, sources.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
@@ -405,6 +414,17 @@ def _ask(
         labels.append((num_words, f"answer/{variable.depth}"))
         num_words += 2
     words[-1] = "."
+
+
+def _idle(
+    rng: random.Random, config: MiniatureConfig, words: list[str], labelled: set[int]
+) -> None:
+    """Puts empty thoughts behind words, but not before answers and noise nor inside thoughts."""
+    number = 0  # of the word in the text, where thoughts make further words
+    for index, word in enumerate(words[:-1]):
+        number += 1 + word.count(" ")
+        if number not in labelled and rng.random() < config.idle_thought_fraction:
+            words[index] = word + THINK_OPEN + THINK_CLOSE
 
 
 def _option_value(name: str, text: str, default: Any) -> Any:

@@ -61,14 +61,23 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint, with shapes and shardings of `like`."""
         step = self._manager.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
         arrays = {"params": like.params, "opt_state": like.opt_state}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)),
-                host=ocp.args.JsonRestore(),
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)),
+                    host=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # Orbax and its parts raise many kinds
+            raise ValueError(
+                f"the checkpoint {self._manager.directory / str(step)} is damaged or of another "
+                "model; remove its folder to go on from the one before "
+                f"({str(error).strip().splitlines()[0][:200]})"
+            ) from error
         return TrainState(step=step, host=restored["host"], **restored["arrays"])
 
     def save_scaling(self, step: int, params: Any) -> None:

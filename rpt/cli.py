@@ -1,5 +1,6 @@
 """What all commands share: one line per user error, and signals that end a run gently."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+# OSError: a file or folder that is missing, of the wrong kind, not permitted, or a full disk.
+USER_ERRORS = (ValueError, OSError)
 
 
 def define_config() -> Any:
@@ -24,30 +26,66 @@ def overrides() -> dict[str, Any]:
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs `main` under absl; a user's mistake ends in one line and exit status 1."""
+    """Runs `main` under absl, with flags read and a config file checked."""
     # jax reports at INFO which backends are not there.
     logging.set_verbosity(logging.WARNING)
+    report(lambda: app.run(main, flags_parser=_parse))
+
+
+def report(program: Callable[[], Any]) -> None:
+    """Runs a program; a user's mistake ends in one line and exit status 1."""
     try:
-        app.run(main)
-    # ml_collections reports an unknown field as AttributeError while flags are parsed.
-    except (*USER_ERRORS, AttributeError, KeyError, TypeError) as error:
-        if not isinstance(error, USER_ERRORS) and not _while_parsing(error):
-            raise
+        program()
+    except USER_ERRORS as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
-def _while_parsing(error: BaseException) -> bool:
-    """Whether the error arose in flag parsing and not in our own code."""
-    frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_name == "_register_and_parse_flags_with_usage":
-            return True
-        frame = frame.tb_next
-    return False
+def _parse(argv: list[str]) -> list[str]:
+    """The flags, the config file read and its overrides applied.
+
+    Raises:
+      ValueError: an unknown flag or field, a value of the wrong type, a config that cannot be read.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            # A file that is not there is reported at the first use of its content only.
+            _ = flags.FLAGS["config"].value.to_dict
+    except (flags.Error, OSError) as error:
+        raise ValueError(f"{_flag_mistake(error)}; --help lists the flags") from error
+    # ml_collections' ways to say that there is no such field, or no get_config.
+    except (AttributeError, KeyError) as error:
+        raise ValueError(_unknown_name(error, argv)) from error
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+    return rest
+
+
+def _flag_mistake(error: Exception) -> str:
+    """Without the traceback through the config file that ml_collections puts into its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    where = lines[0].partition(": Error whilst parsing")[0]
+    if where != lines[0]:
+        return f"{where}: {lines[-1].partition(': ')[2]}"
+    return lines[-1]
+
+
+def _unknown_name(error: Exception, argv: list[str]) -> str:
+    text = str(error)
+    words = re.findall(r"\w+", text)
+    name = words[-1 if "Attempting to lookup" in text else 0]
+    given = [arg for arg in argv if re.match(rf"--config\.([\w.]*\.)?{name}\b", arg)]
+    if not given:
+        return f"the config cannot be read: {_one_line(error)}"
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    hint = f"; did you mean {meant.group(1)!r}?" if meant else ""
+    return f"{given[0]}: the config has no field {name!r} there{hint}"
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 

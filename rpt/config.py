@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, sharding
+from rpt import objectives, optimizers, rewards, sharding
 from rpt import rollout as rollout_lib
 from rpt.model import config as model_config
 
@@ -39,12 +39,15 @@ class DataConfig:
         byte-level BPE of V tokens trained on the miniature and pydoc).
       template: a file with header, tail, close and suffix.
       add_bos: whether every trunk row begins with the tokenizer's bos token.
+      dtype, remat: of a model that comes with `weights`, as in ModelConfig.
     """
 
     weights: str = ""
     tokenizer: str = "weights"
     template: str = ""
     add_bos: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +77,13 @@ class PretrainConfig:
     """Next-token prediction on packed rows.
 
     `steps` counts all, the decay at the end included; with a gate the decay begins once it is
-    passed, so the number varies. `flops_budget` > 0 ends when the ledger's training FLOPs reach
-    it, whatever `steps` says (for controls matched to another run).
+    passed, so the number varies.
     """
 
     mixture: Mixture = ()
     opening_mixture: Mixture = ()
     opening_steps: int = 0
     steps: int = 0
-    flops_budget: float = 0.0
     batch_size: int = 16
     seq_len: int = 256
     optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
@@ -103,6 +104,14 @@ class PositionsConfig:
     random_fraction: float = 0.0
     min_context: int = 8
     proxy: str = ""
+
+    def __post_init__(self):
+        if self.cuts_per_document < 1 or self.min_context < 1:
+            raise ValueError("cuts_per_document and min_context must be at least 1")
+        if not self.low_nats <= self.high_nats:
+            raise ValueError(f"the band [{self.low_nats}, {self.high_nats}] nats is empty")
+        if not 0 <= self.random_fraction <= 1:
+            raise ValueError(f"random_fraction must lie in [0, 1], not {self.random_fraction}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +135,15 @@ class RewardConfig:
     dynamic_from_step: int = -1
     target_groups: int = 0
     max_rounds: int = 1
+
+    def __post_init__(self):
+        if self.name not in rewards.REWARDS:
+            known = ", ".join(rewards.REWARDS)
+            raise ValueError(f"unknown reward {self.name!r}; choose one of {known}")
+        if self.all_wrong_reward > 0:
+            raise ValueError(f"all_wrong_reward must be at most 0, not {self.all_wrong_reward}")
+        if self.max_rounds < 1:
+            raise ValueError(f"max_rounds must be at least 1, not {self.max_rounds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +175,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation on positions of held-out documents (PROTOCOL sections 2 and 3).
+    """Evaluation on positions of held-out documents, see rpt/evaluate.py.
 
     Attributes:
       validation, test: mixtures; documents are taken in a fixed order.
@@ -201,6 +219,32 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """What rpt.experiment runs beside `pretrain` (stage 0) and `train`, and what it is to show.
+
+    Attributes:
+      hypothesis: in words, committed before the runs.
+      claim_part: the part of the evaluation's mixture whose hard bin carries the claims.
+      least_positions: fewer hard positions than this support no claim.
+      reference: pre-training of the frozen model behind bin_entropy, from another seed.
+      reference_seed_offset: added to the seed for it.
+      ntp: continued next-token prediction from the base. Its steps are set so that it executes
+        RPT's training FLOPs, rounded up; its learning rate decays linearly over all of them.
+      mixed_sft: the same on stage 0's own mixture with worked documents.
+      processes: parts that run side by side.
+    """
+
+    hypothesis: str = ""
+    claim_part: str = ""
+    least_positions: int = 1000
+    reference: PretrainConfig = PretrainConfig()
+    reference_seed_offset: int = 1000
+    ntp: PretrainConfig = PretrainConfig()
+    mixed_sft: PretrainConfig = PretrainConfig()
+    processes: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class LoggingConfig:
     """Steps between lines, checkpoints and samples; what is kept."""
 
@@ -225,12 +269,16 @@ class Config:
     reward: RewardConfig = RewardConfig()
     objective: objectives.ObjectiveConfig = objectives.ObjectiveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
     mesh: sharding.MeshConfig = sharding.MeshConfig()
     logging: LoggingConfig = LoggingConfig()
 
 
 # Dotted prefixes that may differ when a run directory is continued.
-RESUMABLE = ("train.steps", "pretrain.steps", "mesh.", "logging.", "evaluate.")
+RESUMABLE = (
+    *("train.steps", "pretrain.steps"),
+    *("mesh.", "logging.", "evaluate.", "experiment.processes"),
+)
 
 
 def from_config_dict(config: ml_collections.ConfigDict) -> Config:

@@ -1,4 +1,4 @@
-"""The tables of an evaluation: pure functions of what was measured (PROTOCOL section 3).
+"""The tables of an evaluation: pure functions of what was measured.
 
 Accuracies are byte rewards. Intervals are percentile intervals of a bootstrap over documents
 (rpt/statistics.py). Everything here can be recomputed from predictions.jsonl.
@@ -20,7 +20,7 @@ Mode = Literal[
     "no_think", "no_think_raw", "no_think_header", "thought_sample", "thought_argmax",
     "target_probability",
 ]  # fmt: skip
-# PROTOCOL 3: at the reported threshold at least this share of the positions thinks; it is chosen
+# At the reported threshold at least this share of the positions must think; it is chosen
 # with a margin, because the share on test differs a little from that on validation.
 LEAST_SHARE, _LEAST_SHARE_CHOSEN = 0.1, 0.12
 _CURVE_SHARES = (

@@ -1,6 +1,6 @@
 """Where arms are compared: the positions file, and which of its positions are thought at.
 
-The file is made once, by one frozen reference model, and reused by every arm (PROTOCOL section 2).
+The file is made once, by one frozen reference model, and reused by every arm.
 Its first line says how it was made; each further line is one eligible position, in order:
 
     {"part": "stories", "document_id": 7, "row": 0, "start": 0, "cut": 31,

@@ -87,7 +87,8 @@ def collect(
     dynamic = 0 <= reward.dynamic_from_step <= step
     parts, extra = [], 0
     for round_ in range(reward.max_rounds if dynamic else 1):
-        part, spent = _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_)
+        taken = [p[:2] for p in parts]
+        part, spent = _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken)
         parts.append(part)
         extra += spent
         found = sum(len(advantages.select_groups(p[-2], p[1])) for p in parts)
@@ -123,8 +124,11 @@ def collect(
     ), extra
 
 
-def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_):
-    """(cut_BC, valid_BC, rollout, predictions, targets, reward_BCG, right_BCG), extra FLOPs."""
+def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
+    """New cuts, none of those `taken` by earlier rounds, with their rollouts and rewards.
+
+    Returns (cut_BC, valid_BC, rollout, predictions, targets, reward_BCG, right_BCG), extra FLOPs.
+    """
     config = task.config
     eligible_BS = positions.eligible_cuts(
         batch.tokens_BS,
@@ -134,6 +138,9 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_):
         task.tokenizer.special_ids,
         task.expressible_V,
     )
+    for earlier_BC, chosen_BC in taken:
+        row_BC = np.arange(len(earlier_BC))[:, None].repeat(earlier_BC.shape[1], axis=1)
+        eligible_BS[row_BC[chosen_BC], earlier_BC[chosen_BC]] = False
     cut_BC, valid_BC = positions.choose_cuts(
         entropy_BS,
         eligible_BS,

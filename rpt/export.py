@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
             from rpt import loading
 
             run = loading.load_run(pathlib.Path(values.workdir), values.step)
-            config, params, tokenizer = run.config, run.params, run.tokenizer
+            config, params, tokenizer = run.model, run.params, run.tokenizer
         export(
             values.out,
             config,

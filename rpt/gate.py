@@ -29,7 +29,7 @@ def labelled_cuts(
 
 
 class Gate:
-    """Measures with-thought accuracy on fixed validation documents, greedily reproducible.
+    """Measures with-thought accuracy at temperature 1, on fixed documents and with fixed noise.
 
     Raises:
       ValueError: the documents hold none of the labels.

@@ -2,7 +2,7 @@
 
 One analytic function of shapes, because XLA's cost analysis counts the body of a scan or while
 loop once. Everything executed counts: padding, ended branches, groups filtered away. Remat
-recompute and, in the training total, evaluation do not (PROTOCOL section 5).
+recompute and, in the training total, evaluation do not.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ KINDS = (*TRAINING_KINDS, "eval")
 class Ledger:
     """Executed forward-or-backward tokens and FLOPs by kind.
 
-    `flops_as_rows` is what the same rollouts and updates would have cost had each branch been a
-    row of its own (the papers' accounting); `document_tokens` counts corpus tokens consumed.
+    `flops_as_rows` is what the same training would have cost had each branch been a row of its
+    own (the papers' accounting); `document_tokens` counts corpus tokens consumed.
     """
 
     tokens: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0))

@@ -1,5 +1,6 @@
 """From names in a config to the things themselves: sources, tokenizer, model, parameters."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -16,6 +17,9 @@ from rpt.model import config as model_config
 from rpt.model import transformer
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<think>", "</think>")
+
+
+_init = jax.jit(transformer.init, static_argnums=0)
 
 
 class Loaded(NamedTuple):
@@ -49,12 +53,11 @@ def start(experiment: config.Config) -> Loaded:
             raise ValueError("set config.model, or config.data.weights to start from a checkpoint")
         tokenizer = load_tokenizer(data.tokenizer)
         model = experiment.model
-        params = jax.jit(functools.partial(transformer.init, model))(
-            jax.random.key(experiment.seed)
-        )
+        params = _init(model, jax.random.key(experiment.seed))
     else:
         path = weights_path(data.weights)
         model, params = weights.load(str(path))
+        model = dataclasses.replace(model, dtype=data.dtype, remat=data.remat)
         tokenizer = load_tokenizer(str(path) if data.tokenizer == "weights" else data.tokenizer)
     weights.check_vocabulary(model, tokenizer)
     return Loaded(model, params, tokenizer, {})
@@ -93,8 +96,7 @@ def load_run(workdir: pathlib.Path, step: int | None = None) -> Loaded:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no run directory: it has no model.json")
     model = config.model_from_json(json.loads(path.read_text()))
-    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-    params = checkpoint.load_params(workdir, shapes, step)
+    params = checkpoint.load_params(workdir, _shapes(model), step)
     tokenizer = tokenizers.load(str(workdir / "tokenizer"))
     experiment = json.loads((workdir / "config.json").read_text())
     return Loaded(model, params, tokenizer, experiment)
@@ -115,9 +117,13 @@ def load_any(path: str, step: int | None = None) -> Loaded:
 
 def place(mesh: Mesh, model: model_config.ModelConfig, params: Any) -> Any:
     """Parameters in the training layout of the mesh."""
-    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-    shardings = sharding.parameter_shardings(mesh, transformer.logical_axes(model), shapes)
-    return jax.device_put(params, shardings)
+    axes = transformer.logical_axes(model)
+    return jax.device_put(params, sharding.parameter_shardings(mesh, axes, _shapes(model)))
+
+
+@functools.cache
+def _shapes(model: model_config.ModelConfig) -> Any:
+    return jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
 
 
 def header_ids(tokenizer: tokenizers.Tokenizer, header: str, add_bos: bool) -> np.ndarray:

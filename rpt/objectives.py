@@ -17,7 +17,7 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """GRPO (arXiv 2402.03300) with the variants of METHODS that its users combine.
+    """GRPO (arXiv 2402.03300) with the variants that its users combine.
 
     Attributes:
       ratio_clip_low, ratio_clip_high: PPO clip range [1 - low, 1 + high]; inert on-policy.
@@ -131,7 +131,7 @@ def ntp_weights(
 ) -> np.ndarray:
     """The weight of every trunk token as a target [B, S] float32, summing to 1.
 
-    Document tokens only, never the header (PROTOCOL section 7); without the cuts under
+    Document tokens only, never the header; without the cuts under
     `ntp_positions='non_cuts'` (RMT's m_pos).
     """
     S = segments_BS.shape[1]

@@ -1,6 +1,7 @@
 """Optimisers from optax: AdamW, and Muon on matrices with AdamW on the rest."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -36,8 +37,12 @@ class OptimizerConfig:
     grad_norm_clip: float = 1.0
 
 
+@functools.cache
 def make(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optimiser at its peak rate; multiply its updates by `factor`."""
+    """The optimiser at its peak rate; multiply its updates by `factor`.
+
+    One object per config, because programs are compiled per object.
+    """
     if config.kind == "muon":
         inner = muon(
             config.muon_learning_rate,

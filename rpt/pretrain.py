@@ -12,13 +12,13 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from data import pipeline
+from data import pipeline, tokenizers
 from rpt import checkpoint, cli, gate, ledger, loading, optimizers, runs, sharding, update
 from rpt import config as config_lib
+from rpt.model import config as model_config
 from rpt.model import transformer
 
 
@@ -43,54 +43,60 @@ def pretrain(
     loaded = loading.load_run(init) if init else loading.start(config)
     model, tokenizer = loaded.model, loaded.tokenizer
     mesh = sharding.make_mesh(config.mesh, settings.batch_size)
-    streams = _Streams(settings, tokenizer, config.seed)
+    streams = _Streams(config, tokenizer)
     measure = gate.Gate(config, tokenizer) if settings.gate.labels else None
     optimizer = optimizers.make(settings.optimizer)
-    runs.open_run(workdir, config, model, tokenizer, overrides or {})
+    # Documents that are all too short are found before anything is written.
+    beginning = streams.get_state()
+    streams.next(step=0)
+    streams.set_state(beginning)
+    runs.open_run(workdir, config, model, tokenizer, overrides or {}, "pretrain", str(init or ""))
 
     # ---- state: fresh or restored ---------------------------------------------------------------
     params = loading.place(mesh, model, loaded.params)
-    opt_state = jax.jit(optimizer.init)(params)
-    book, gated = ledger.Ledger(), _GateState()
+    opt_state = optimizers.init_state(optimizer, params)
+    book, gated, seconds_before = ledger.Ledger(), _GateState(), 0.0
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
     if store.latest() is not None:
         restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
+        seconds_before = restored.host["wall_seconds"]
         gated = _GateState(**restored.host["gate"])
         streams.set_state(restored.host["streams"])
-    log = runs.Log(
-        workdir, "pretrain", step, _total_steps(settings), config.logging.log_every_steps
-    )
-    began, metrics = time.monotonic(), {}
-    rows = settings.batch_size * settings.seq_len
-    step_flops = ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
+    rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
+    total_steps = _total_steps(settings)
+    log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
+    began, metrics = time.monotonic(), log.last
 
     def host_state() -> dict[str, Any]:
         return {
             "ledger": dataclasses.asdict(book),
             "gate": dataclasses.asdict(gated),
             "streams": streams.get_state(),
+            "wall_seconds": seconds_before + time.monotonic() - began,
         }
 
-    def finished() -> bool:
-        if settings.flops_budget:
-            return book.training_flops >= settings.flops_budget
+    def decay_start() -> int | None:
         if measure is not None:
-            start = gated.decay_start
-            return start is not None and step >= start + settings.optimizer.decay_steps
-        return step >= settings.steps
+            return gated.decay_start
+        return total_steps - settings.optimizer.decay_steps
+
+    def finished() -> bool:
+        start = decay_start()
+        return start is not None and step >= start + settings.optimizer.decay_steps
 
     # ---- the loop ------------------------------------------------------------------------------
     while not finished() and not (stop is not None and stop.received):
         batch = sharding.shard_rows(mesh, streams.next(step))
         nll, grads = update.ntp_gradients(model, params, batch)
-        factor = optimizers.factor(settings.optimizer, step, _decay_start(settings, gated))
+        factor = optimizers.factor(settings.optimizer, step, decay_start())
         params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
         del grads
         step += 1
-        before, book = book, book.add("update", rows, step_flops)
+        before, book = book, book.add("update", rows, spent_per_step)
+        book = book.add_rows(spent_per_step)
         book = book.add_documents(int((batch.ntp_weight_BS > 0).sum()))
         metrics = {
             "ntp_nats": float(nll),
@@ -124,8 +130,9 @@ def pretrain(
         "command": "pretrain",
         "finished": done,
         "step": step,
-        "wall_seconds_this_start": time.monotonic() - began,
+        "wall_seconds": seconds_before + time.monotonic() - began,
         "metrics": metrics,
+        "data": streams.counts(),
         "gate": {
             **dataclasses.asdict(gated),
             "passed": (gated.final_accuracy or 0.0) >= settings.gate.threshold,
@@ -159,14 +166,13 @@ class _GateState:
         return self
 
 
-def _decay_start(settings: config_lib.PretrainConfig, gated: _GateState) -> int | None:
-    if settings.gate.labels:
-        return gated.decay_start
-    return settings.steps - settings.optimizer.decay_steps if settings.steps else None
+def step_flops(model: model_config.ModelConfig, settings: config_lib.PretrainConfig) -> int:
+    """Training FLOPs of one step."""
+    return ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
 
 
 def _total_steps(settings: config_lib.PretrainConfig) -> int:
-    """For the progress line: the most steps there can be."""
+    """All steps; with a gate the most that there can be."""
     if settings.gate.labels:
         return settings.gate.max_steps + settings.optimizer.decay_steps
     return settings.steps
@@ -175,15 +181,17 @@ def _total_steps(settings: config_lib.PretrainConfig) -> int:
 class _Streams:
     """The opening mixture for the first steps, then the main one."""
 
-    def __init__(self, settings: config_lib.PretrainConfig, tokenizer, seed: int):
+    def __init__(self, config: config_lib.Config, tokenizer: tokenizers.Tokenizer):
+        settings = config.pretrain
+
         def open_stream(mixture: config_lib.Mixture):
             return pipeline.packed_batches(
                 loading.open_mixture(mixture),
                 tokenizer,
                 batch_size=settings.batch_size,
                 seq_len=settings.seq_len,
-                seed=seed,
-                add_bos=tokenizer.bos_id is not None,
+                seed=config.seed,
+                add_bos=config.data.add_bos and tokenizer.bos_id is not None,
                 add_eos=tokenizer.eos_id is not None,
             )
 
@@ -192,13 +200,20 @@ class _Streams:
         self._opening = open_stream(settings.opening_mixture) if self._opening_steps else None
 
     def next(self, step: int) -> update.TrunkInputs:
-        opening = self._opening is not None and step < self._opening_steps
-        batch = next(self._opening if opening else self._main)
+        stream = self._main
+        if self._opening is not None and step < self._opening_steps:
+            stream = self._opening
+        batch = next(stream)
         counted_BS = np.zeros(batch.tokens_BS.shape, bool)
         # loss_mask says that position s predicts s + 1; weights belong to the target.
         counted_BS[:, 1:] = batch.loss_mask_BS[:, :-1]
         weight_BS = (counted_BS / max(int(counted_BS.sum()), 1)).astype(np.float32)
         return update.TrunkInputs(batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS)
+
+    def counts(self) -> dict[str, Any]:
+        """Of the main stream and the opening one: dropped documents, epochs and so on."""
+        opening = None if self._opening is None else self._opening.counts()
+        return {"main": self._main.counts(), "opening": opening}
 
     def get_state(self) -> dict[str, Any]:
         opening = None if self._opening is None else self._opening.get_state()
@@ -227,7 +242,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if missing.")
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Run directory, made if missing.", required=True
+    )
     _INIT = flags.DEFINE_string("init", "", "Run directory to start from (continued training).")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     cli.run(main)

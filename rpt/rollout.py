@@ -138,12 +138,12 @@ def make_tables(tokenizer: tokenizers.Tokenizer, template: formats.Template, voc
     # Padding rows of the embedding are no text: ending the branch there gives them reward 0.
     stop_V[tokenizer.vocab_size :] = True
     tables = Tables(
-        tail_ids=tokenizer.encode_markup(template.tail),
-        forced_ids=np.concatenate([close, suffix]),
-        close_length=np.int32(len(close)),
-        automaton_VS=automaton_VS,
-        straddles_VS=straddles_VS,
-        stop_V=stop_V,
+        tail_ids=jnp.asarray(tokenizer.encode_markup(template.tail)),
+        forced_ids=jnp.asarray(np.concatenate([close, suffix])),
+        close_length=jnp.int32(len(close)),
+        automaton_VS=jnp.asarray(automaton_VS),
+        straddles_VS=jnp.asarray(straddles_VS),
+        stop_V=jnp.asarray(stop_V),
     )
     if not len(tables.tail_ids):
         raise ValueError(

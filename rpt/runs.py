@@ -1,6 +1,7 @@
 """A run directory: what was asked, what ran it, what came out.
 
-config.json    the whole config          run.json       overrides, commit, versions, machine
+config.json    the whole config          command.json   the command that it is a run of
+run.json       overrides, commit, versions, machine of every start
 model.json     the model's shape         tokenizer/     files of the tokenizer
 metrics.jsonl  one object per step       tensorboard/   the same as event files
 samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
@@ -27,6 +28,8 @@ from data import tokenizers
 from rpt import config as config_lib
 from rpt.model import config as model_config
 
+# What a start leaves behind that was killed before its config was complete.
+_HALF_WRITTEN = "config.json.tmp"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -36,37 +39,73 @@ def open_run(
     model: model_config.ModelConfig,
     tokenizer: tokenizers.Tokenizer,
     overrides: dict[str, Any],
+    command: str,
+    init: str = "",
 ) -> None:
-    """Creates the run directory, or checks that it holds a run of the same config.
+    """Creates the run directory, or checks that it holds a run of the same config and command.
 
     Fields of `config.RESUMABLE` may differ; the change is written to run.json.
 
     Raises:
-      ValueError: it holds another config's run, or something that is no run.
+      ValueError, PermissionError: as `claim`.
+    """
+    changes = claim(workdir, config, command, init)
+    write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
+    tokenizer.save(workdir / "tokenizer")
+    _append_start(workdir / "run.json", overrides, changes, tokenizer)
+
+
+def claim(
+    workdir: pathlib.Path, config: config_lib.Config, command: str, init: str = ""
+) -> list[str]:
+    """Makes the directory and its config.json; returns the fields that differ from the last start.
+
+    Args:
+      workdir: absent, empty, or a run of the same config and command.
+      config: of this start.
+      command: such as 'train'.
+      init: where that command's parameters come from, if the config does not say.
+
+    Raises:
+      ValueError: it holds another config's or command's run, or something that is no run.
       PermissionError: it cannot be written.
     """
-    new = _json(dataclasses.asdict(config))
-    path = workdir / "config.json"
+    new, own = _json(dataclasses.asdict(config)), {"command": command, "init": init}
+    path, command_path = workdir / "config.json", workdir / "command.json"
     changes: list[str] = []
     if path.is_file():
-        old = json.loads(path.read_text())
-        changes = config_lib.differences(old, new)
+        changes = config_lib.differences(_read_json(path), new)
         frozen = [name for name in changes if not config_lib.is_resumable(name)]
         if frozen:
             raise ValueError(
                 f"{workdir} holds a run with another config (config.{frozen[0]} differs); "
                 "choose another --workdir, or repeat that run's config"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+        if command_path.is_file() and (given := _read_json(command_path)) != own:
+            raise ValueError(
+                f"{workdir} holds a run of {_command_line(given)}, not of {_command_line(own)}; "
+                "choose another --workdir"
+            )
+    elif workdir.is_dir() and any(found.name != _HALF_WRITTEN for found in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run; choose another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
+        write_json(command_path, own)
     except OSError as error:
         raise PermissionError(f"cannot write to {workdir}: {error.strerror}") from None
-    write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
-    tokenizer.save(workdir / "tokenizer")
-    _append_start(workdir / "run.json", overrides, changes, tokenizer)
+    return changes
+
+
+def _command_line(run: dict[str, str]) -> str:
+    return f"rpt.{run['command']}" + (f" --init={run['init']}" if run["init"] else "")
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -123,15 +162,22 @@ class Log:
     """metrics.jsonl, TensorBoard and the progress line of one run.
 
     Lines of steps after `start` come from a run that was killed behind its last checkpoint: they
-    are dropped, as the same steps are run again.
+    are dropped, as the same steps are run again; in samples.jsonl, too.
+
+    Attributes:
+      last: the metrics of the newest line.
     """
 
     def __init__(self, workdir: pathlib.Path, name: str, start: int, total: int, every: int):
-        self._path = workdir / "metrics.jsonl"
+        path = workdir / "metrics.jsonl"
         self._every, self._total = max(every, 1), total
-        self._forget_after(start)
-        self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        kept = _forget_after(path, start)
+        _forget_after(workdir / "samples.jsonl", start)
+        self.last: dict[str, float] = json.loads(kept[-1]) if kept else {}
+        self.last.pop("step", None)
+        self._file = path.open("a")
+        # TensorBoard forgets from the purged step on, so the next one to be written.
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._began, self._start = time.monotonic(), start
         self._last_line = 0.0
         console = rich.console.Console()
@@ -154,6 +200,7 @@ class Log:
         if step % self._every == 0 or step == self._total:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
+            self.last = metrics
             for key, value in metrics.items():
                 self._board.add_scalar(key, value, step)
         if self._bar is not None:
@@ -177,17 +224,20 @@ class Log:
         self._file.close()
         self._board.close()
 
-    def _forget_after(self, start: int) -> None:
-        if not self._path.is_file():
-            return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the half line of a killed run
-            if entry["step"] <= start:
-                kept.append(line + "\n")
-        temporary = self._path.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._path)
+
+def _forget_after(path: pathlib.Path, start: int) -> list[str]:
+    """Drops the lines of later steps from a file of JSON lines; returns those that are left."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the half line of a killed run
+        if entry["step"] <= start:
+            kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+    return kept

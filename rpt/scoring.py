@@ -1,7 +1,7 @@
 """What one trunk pass says about every position: entropies, no-think prediction, likelihood.
 
-PROTOCOL section 2 keeps three quantities apart. `entropy_BS` is over the full vocabulary and serves
-as bin_entropy (under the frozen reference) and gate_entropy (under the policy);
+Three quantities are kept apart (docs/architecture.md). `entropy_BS` is over the full vocabulary
+and serves as bin_entropy (under the frozen reference) and gate_entropy (under the policy);
 `filter_entropy_BS` is over the 16 most probable tokens, renormalised, and selects training
 positions (RPT, arXiv 2506.08007, section 3.3). Both are in nats.
 """

@@ -90,7 +90,7 @@ def of_update(
 
 
 def diagnosis(task: experience.Task, lived: experience.Experience, steps: int) -> str:
-    """Why there was no reward (PROTOCOL section 7)."""
+    """Why there was no reward."""
     shares = rewards.diagnosis_shares(_reward_batch(lived))
     line = rewards.diagnosis_line(shares, task.config.rollout.answer_format)
     return f"no reward for {steps} steps; {line}; see docs/troubleshooting.md"

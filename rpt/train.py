@@ -70,15 +70,29 @@ def train(
     proxy = None
     if config.positions.proxy:
         proxy = loading.load_any(config.positions.proxy)
+        if proxy.tokenizer.digest() != tokenizer.digest():
+            raise ValueError(
+                f"the proxy {config.positions.proxy} has another tokenizer than the policy; "
+                "choose a proxy with the same one"
+            )
     optimizer = optimizers.make(settings.optimizer)
-    runs.open_run(workdir, config, model, tokenizer, overrides or {})
+    # What cannot work is found before anything is written: documents that are all too short, a
+    # template or a budget that allows no branch.
+    beginning = stream.get_state()
+    next(stream)
+    stream.set_state(beginning)
+    _ = task.tables
+    if settings.warmup_steps:
+        warmup.make_form(task)
+    runs.open_run(workdir, config, model, tokenizer, overrides or {}, "train")
+
+    began = time.monotonic()
 
     # ---- state: fresh (after the warm-up, if there is one) or restored -------------------------
     params = loading.place(mesh, model, loaded.params)
-    reference = params if config.objective.kl_weight else None
-    opt_state = jax.jit(optimizer.init)(params)
+    opt_state = optimizers.init_state(optimizer, params)
     book = ledger.Ledger()
-    rewardless = 0
+    rewardless, seconds_before = 0, 0.0
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
     if store.latest() is not None:
@@ -86,20 +100,30 @@ def train(
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
         rewardless = restored.host["rewardless_steps"]
+        seconds_before = restored.host["wall_seconds"]
         stream.set_state(restored.host["stream"])
     elif settings.warmup_steps:
         params, book = warmup.warm_up(task, mesh, params, stream, book)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
-    began, metrics = time.monotonic(), {}
+    metrics = log.last
 
     def state() -> checkpoint.TrainState:
         host = {
             "ledger": dataclasses.asdict(book),
             "rewardless_steps": rewardless,
             "stream": stream.get_state(),
+            "wall_seconds": seconds_before + time.monotonic() - began,
         }
         return checkpoint.TrainState(step, params, opt_state, host)
 
+    reference = None
+    if config.objective.kl_weight:
+        # The policy as it was before the first step, the warm-up behind it; on disk before any
+        # checkpoint of this run, so that a continued run has the same.
+        if step == 0:
+            store.save_scaling(0, params)
+            store.wait()
+        reference = params if step == 0 else checkpoint.load_params(workdir, params, step=0)
     if step == 0:
         store.save(state())
 
@@ -161,7 +185,7 @@ def train(
 
         # log: everything that says whether thinking pays and whether the numbers can be trusted
         before = book
-        book = _account(book, task, proxy, (B, S), batch, lived, batches)
+        book = _account(book, task, proxy, (B, S), batch, lived, batches, reference is not None)
         book = book.add("score", 0, extra_flops)
         metrics = {
             **stepmetrics.of_experience(task, batch, scores, lived),
@@ -197,8 +221,9 @@ def train(
         "command": "train",
         "finished": step >= settings.steps,
         "step": step,
-        "wall_seconds_this_start": time.monotonic() - began,
+        "wall_seconds": seconds_before + time.monotonic() - began,
         "metrics": metrics,
+        "data": stream.counts(),
         "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
         "parameters": transformer.num_parameters(model),
         "params_sha256": checkpoint.params_sha256(params),
@@ -242,7 +267,7 @@ def _take(x: np.ndarray, order_BR: np.ndarray) -> np.ndarray:
     return np.take_along_axis(x, order_BR.reshape(*order_BR.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-def _account(book, task, proxy, shape, batch, lived, batches) -> ledger.Ledger:
+def _account(book, task, proxy, shape, batch, lived, batches, referenced) -> ledger.Ledger:
     """Everything the step executed, by kind, and the same as separate rows."""
     model, (B, S) = task.model, shape
     scored = ledger.trunk_flops(model, B, S, passes=1)
@@ -252,6 +277,9 @@ def _account(book, task, proxy, shape, batch, lived, batches) -> ledger.Ledger:
     book = book.add("rollout", *ledger.decode_flops(model, B, S, lived.result.decode_steps))
     shapes = [micro.tokens_BRT.shape for micro in batches]
     tokens, flops = ledger.branch_update_flops(model, S, shapes)
+    if referenced:  # forward passes only
+        book = book.add("score", tokens + B * S, flops // 3)
+        book = book.add("score", 0, ledger.trunk_flops(model, B, S, passes=1))
     flops += ledger.trunk_flops(model, B, S, passes=3)
     book = book.add("update", tokens + B * S, flops)
     book = book.add_documents(int((batch.lengths_B - batch.header_length).clip(0).sum()))
@@ -263,7 +291,9 @@ def _account(book, task, proxy, shape, batch, lived, batches) -> ledger.Ledger:
         for cut, length, trained in zip(cut_BR.flat, length_BR.flat, trained_BR.flat, strict=True)
         if length
     )
-    return book.add_rows(rows)
+    # Scoring is the same either way, and next-token prediction a row of its own.
+    ntp = ledger.trunk_flops(model, B, S, passes=3) if task.config.objective.ntp_weight else 0
+    return book.add_rows(rows + scored + ntp)
 
 
 def _append_samples(workdir: pathlib.Path, samples: list[dict[str, Any]]) -> None:
@@ -287,6 +317,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if missing.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Run directory, made if missing.", required=True
+    )
+    flags.mark_flag_as_required("config")
     cli.run(main)

@@ -3,7 +3,7 @@
 The gradient of a micro-batch reaches the parameters on two ways: directly through its branches, and
 through the trunk's keys and values that it read. The second is accumulated in float32 as a
 cotangent of the keys and values and sent through the trunk once, together with the next-token
-loss's gradient (DESIGN section 1, "Micro-batches").
+loss's gradient (docs/architecture.md).
 """
 
 import functools
@@ -19,14 +19,16 @@ from rpt import objectives
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
+Array = Any  # numpy on the host, sharded jax arrays on their way into a program
+
 
 class TrunkInputs(NamedTuple):
     """A trunk batch on its way into the loss; ntp_weight_BS is per target token."""
 
-    tokens_BS: np.ndarray
-    segments_BS: np.ndarray
-    positions_BS: np.ndarray
-    ntp_weight_BS: np.ndarray
+    tokens_BS: Array
+    segments_BS: Array
+    positions_BS: Array
+    ntp_weight_BS: Array
 
 
 class MicroBatch(NamedTuple):
@@ -34,13 +36,13 @@ class MicroBatch(NamedTuple):
     is never a target. `behaviour_BRT` None means the policy itself (ratio 1, supervised warm-up);
     `threshold_BRT` None that nothing was truncated; `reference_BRT` None that there is no KL."""
 
-    tokens_BRT: np.ndarray
-    weight_BRT: np.ndarray
-    behaviour_BRT: np.ndarray | None
-    threshold_BRT: np.ndarray | None
-    reference_BRT: np.ndarray | None
-    advantage_BR: np.ndarray
-    hi_BR: np.ndarray
+    tokens_BRT: Array
+    weight_BRT: Array
+    behaviour_BRT: Array | None
+    threshold_BRT: Array | None
+    reference_BRT: Array | None
+    advantage_BR: Array
+    hi_BR: Array
 
 
 class Gradients(NamedTuple):

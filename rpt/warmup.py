@@ -3,26 +3,34 @@
 One step, top to bottom:
 
     batch      documents from the training stream, one per trunk row
-    thoughts   one per cut, sampled from the untrained policy, stripped of markers, cut short
+    thoughts   one per cut: how the untrained policy continues the document there
     branches   tail + thought + close + TRUE answer + end, all well formed
     update     maximum likelihood on the branches, one AdamW step
 
-Nothing is demonstrated but the form: the thoughts are the model's own, and no answer is hinted
-at. They come from the policy as it was before the first step, so that their lengths stay as they
-are drawn here; thoughts of the current policy, cut where it closes, would shrink from step to step.
+Nothing is demonstrated but the form, and no answer is hinted at: the thoughts are guesses of the
+model itself, sampled from the document as it stands, without the template, which an untrained
+model does not understand. They come from the policy as it was before the first step, and their
+lengths are drawn here; thoughts of the current policy, cut where it closes, would shrink from step
+to step. What the model then learns about answers is what a guess of its own is worth.
 
-Letters: B documents (trunk rows), C cuts per document, R branches (R = C), T branch positions.
+Letters: B documents (trunk rows), C cuts per document, R branches (R = C), T branch positions,
+V vocabulary, L layers, S trunk positions, K key/value heads, H head width.
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from data import pipeline
+from kernels.logprob import api as logprob
+from kernels.sample import api as sampling
+from kernels.sample import noise
 from rpt import (
     experience,
     formats,
@@ -35,6 +43,8 @@ from rpt import (
     sharding,
     update,
 )
+from rpt.model import config as model_config
+from rpt.model import transformer
 
 # Identifies the warm-up's noise among the rounds of dynamic sampling, which count from 0.
 _ROUND = 2**16
@@ -43,8 +53,8 @@ _RAMP_STEPS = 3
 # Of a thought's tokens and of the decision to end it, beside 1 for the rest of the close and the
 # answer. One weight for both, because it is the choice between them that sets how long thoughts
 # are: with the close alone in the loss the model would learn to close at once. Less than 1,
-# because a thought's tokens are the model's own and teach nothing else, only noise.
-THOUGHT_WEIGHT = 0.25
+# because there are more of them than of the answer.
+THOUGHT_WEIGHT = 0.5
 _OBJECTIVE = objectives.ObjectiveConfig()
 
 
@@ -133,7 +143,7 @@ def warm_up(
         learning_rate=settings.warmup_learning_rate, warmup_steps=_RAMP_STEPS
     )
     optimizer = optimizers.make(optimizer_config)
-    opt_state = jax.jit(optimizer.init)(params)
+    opt_state = optimizers.init_state(optimizer, params)
     form, author = make_form(task), params
     temperature = task.config.rollout.temperature or 1.0
     for step in range(settings.warmup_steps):
@@ -194,26 +204,25 @@ def _demonstrate(task, form, author, batch, trunk, step):
         document_ids_B=batch.document_ids_B,
         round_index=_ROUND,
     )
-    sampling = dataclasses.replace(
-        config.rollout,
-        group_size=1,
-        think_tokens=form.longest,
-        answer_tokens=1,
-        on_budget="zero_reward",
-    )
     _, kv = scoring.score_trunk(
         task.model, author, trunk.tokens_BS, trunk.segments_BS, trunk.positions_BS
     )
-    result = rollout.rollout(
-        task.model, sampling, author, task.tables, kv, cut_BC, valid_BC,
-        seed=config.seed, step=step, document_ids_B=batch.document_ids_B, round_=_ROUND,
-    )  # fmt: skip
+    thought_BRT = continuations(
+        task.model,
+        config.rollout,
+        author,
+        kv,
+        np.take_along_axis(batch.tokens_BS, cut_BC - 1, axis=1),
+        cut_BC,
+        rollout.branch_keys(config.seed, step, _ROUND, batch.document_ids_B, cut_BC, 1),
+        form.longest,
+    )
     # Lengths are drawn and not the model's own: an untrained model never ends a thought.
     generator = np.random.default_rng((config.seed, step, _ROUND))
     most_BC = generator.integers(form.shortest, form.longest, cut_BC.shape, endpoint=True)
     branches, length_BR = well_formed(
         form,
-        result,
+        np.asarray(thought_BRT),
         batch.documents,
         batch.header_length,
         cut_BC,
@@ -222,12 +231,68 @@ def _demonstrate(task, form, author, batch, trunk, step):
         task.token_bytes,
         task.stop_ids | task.tokenizer.special_ids,
     )
-    return branches, length_BR, result.decode_steps
+    return branches, length_BR, ((form.longest, cut_BC.shape[1], form.longest),)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "length"))
+def continuations(
+    model: model_config.ModelConfig,
+    settings: rollout.RolloutConfig,
+    params: transformer.Params,
+    kv_LBSKH: transformer.KeyValues,
+    last_BR: jax.Array,
+    cut_BR: jax.Array,
+    key_BR2: jax.Array,
+    length: int,
+) -> jax.Array:
+    """Samples how the document goes on at each cut, without template or any markers.
+
+    Args:
+      model: static model shape.
+      settings: temperature and truncation.
+      params, kv_LBSKH: the author's, and its trunk.
+      last_BR: the document's token before each cut, which begins the branch.
+      cut_BR: trunk positions; a branch sees what is before its cut.
+      key_BR2: noise keys.
+      length: tokens to sample.
+
+    Returns:
+      int32 [B, R, length]; it goes on behind tokens that end a text.
+    """
+    B, R = cut_BR.shape
+    unembedding_VD = transformer.unembedding(model, params)
+    shape = (model.num_layers, B, R, length, model.num_kv_heads, model.head_width)
+    cache = transformer.KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+    start_BR = cut_BR - 1  # the first token of the branch is the last of the context
+
+    def body(carry, t):
+        token_BR, cache = carry
+        hidden_BR1D, new = transformer.branch(
+            model, params, kv_LBSKH, token_BR[..., None], jnp.zeros_like(cut_BR), start_BR,
+            start_BR, transformer.Past(cache, t),
+        )  # fmt: skip
+        logits_MV = logprob.logits(hidden_BR1D[:, :, 0], unembedding_VD).reshape(B * R, -1)
+        drawn = sampling.sample(
+            logits_MV,
+            noise.fold(key_BR2.reshape(B * R, 2), jnp.full(B * R, t, jnp.uint32)),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        cache = jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), t, 3), cache, new
+        )
+        token_BR = drawn.token_M.reshape(B, R).astype(jnp.int32)
+        return (token_BR, cache), token_BR
+
+    carry = (jnp.asarray(last_BR, jnp.int32), cache)
+    _, token_TBR = jax.lax.scan(body, carry, jnp.arange(length))
+    return jnp.moveaxis(token_TBR, 0, -1)
 
 
 def well_formed(
     form: Form,
-    result: rollout.Rollout,
+    thought_BRT: np.ndarray,
     documents: Sequence[np.ndarray],
     header_length: int,
     cut_BC: np.ndarray,
@@ -240,7 +305,7 @@ def well_formed(
 
     Args:
       form: of the branches.
-      result: of a rollout with one thought per cut.
+      thought_BRT: of `continuations`.
       documents: for every row its document's ids, at least up to the answers' ends.
       header_length: trunk positions before the document.
       cut_BC, valid_BC: the cuts.
@@ -258,8 +323,7 @@ def well_formed(
     length_BR = np.zeros((B, C), np.int32)
     start = len(form.tail)
     for b, r in np.argwhere(valid_BC):
-        sampled = result.tokens_BRT[b, r, result.tail_length : result.length_BR[b, r]]
-        thought = own_thought(sampled, token_bytes, no_thought_ids)[: most_BC[b, r]]
+        thought = own_thought(thought_BRT[b, r, : most_BC[b, r]], token_bytes, no_thought_ids)
         first = cut_BC[b, r] - header_length
         answer = documents[b][first : first + form.answer_tokens]
         if not len(thought) or len(answer) < form.answer_tokens:

@@ -71,7 +71,7 @@ def branch_attention(
             value_BRTKH,
         ),
     ]
-    if past is not None:
+    if past is not None and past_length is not None:
         past_key, past_value = past
         parts.append(
             _part(
@@ -104,6 +104,9 @@ def _merge(parts: list[_Part]) -> jax.Array:
     for part in parts[1:]:
         maximum = jnp.maximum(maximum, part.maximum)
     scales = [jnp.exp(part.maximum - maximum) for part in parts]
-    total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
-    mix = sum(scale * part.mix_BRKTgH for scale, part in zip(scales, parts, strict=True))
+    total = jnp.float32(0)
+    mix = jnp.float32(0)
+    for scale, part in zip(scales, parts, strict=True):
+        total += scale * part.total
+        mix += scale * part.mix_BRKTgH
     return mix / total

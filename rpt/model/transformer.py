@@ -10,7 +10,7 @@ positions, L layers, D width, F feed-forward, V vocabulary, N heads, K key/value
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -83,7 +83,7 @@ def trunk(
     causal_SS = jnp.tril(jnp.ones((S, S), bool))
     same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
     inputs = _Trunk(mask_B1SS=(same_BSS & causal_SS)[:, None])
-    return _Transformer(config).apply({"params": params}, tokens_BS, positions_BS, inputs, None)
+    return _apply(config, params, tokens_BS, positions_BS, inputs, None)
 
 
 def branch(
@@ -120,9 +120,12 @@ def branch(
     positions_BRT = start_BR[..., None] + offset + jnp.arange(T, dtype=jnp.int32)
     inputs = _Branch(lo_BR, hi_BR, None if past is None else past.length)
     context = _LayerContext(kv_LBSKH, None if past is None else past.kv_LBRUKH)
-    return _Transformer(config).apply(
-        {"params": params}, tokens_BRT, positions_BRT, inputs, context
-    )
+    return _apply(config, params, tokens_BRT, positions_BRT, inputs, context)
+
+
+def _apply(config: ModelConfig, params: Params, *inputs: Any) -> tuple[jax.Array, KeyValues]:
+    # flax's type allows for mutable collections, which there are none of here.
+    return cast(Any, _Transformer(config).apply({"params": params}, *inputs))
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -157,6 +160,11 @@ def _normal(scale: float, axes: tuple[str, ...]):
     return nn.with_logical_partitioning(nn.initializers.truncated_normal(scale), axes)
 
 
+def _parameter(module: nn.Module, name: str, initialiser, shape: tuple[int, ...]) -> jax.Array:
+    # flax hands it over without its box of logical axes, but its type does not say so.
+    return cast(jax.Array, module.param(name, initialiser, shape))
+
+
 class _RMSNorm(nn.Module):
     epsilon: float
     axis: str
@@ -164,7 +172,7 @@ class _RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = self.param("scale", ones, (x.shape[-1],))
+        scale = _parameter(self, "scale", ones, (x.shape[-1],))
         # Squares of bfloat16 activations lose too much: the norm is always float32.
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
@@ -180,11 +188,13 @@ class _Attention(nn.Module):
         D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_width
 
         def project(name: str, heads: int, axis: str):
-            kernel = self.param(name, _normal(D**-0.5, ("embed", axis, "head")), (D, heads, H))
+            kernel = _parameter(
+                self, name, _normal(D**-0.5, ("embed", axis, "head")), (D, heads, H)
+            )
             y = jnp.einsum("...D,DNH->...NH", x, kernel.astype(dtype))
             if config.qkv_bias:
                 zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
-                y += self.param(f"{name}_bias", zeros, (heads, H)).astype(dtype)
+                y += _parameter(self, f"{name}_bias", zeros, (heads, H)).astype(dtype)
             return y
 
         q = project("query", N, "heads")
@@ -202,7 +212,7 @@ class _Attention(nn.Module):
                 inputs.past_length,
             )  # fmt: skip
         scale = (N * H * 2 * config.num_layers) ** -0.5
-        out = self.param("output", _normal(scale, ("heads", "head", "embed")), (N, H, D))
+        out = _parameter(self, "output", _normal(scale, ("heads", "head", "embed")), (N, H, D))
         return jnp.einsum("...NH,NHD->...D", mixed, out.astype(dtype)), KeyValues(k, v)
 
 
@@ -212,11 +222,11 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         dtype, D, F = self.config.dtype, self.config.width, self.config.ff_width
-        gate = self.param("gate", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
-        up = self.param("up", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
+        gate = _parameter(self, "gate", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
+        up = _parameter(self, "up", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
         h = jax.nn.silu(jnp.einsum("...D,DF->...F", x, gate)) * jnp.einsum("...D,DF->...F", x, up)
         scale = (F * 2 * self.config.num_layers) ** -0.5
-        down = self.param("down", _normal(scale, ("ff", "embed")), (F, D)).astype(dtype)
+        down = _parameter(self, "down", _normal(scale, ("ff", "embed")), (F, D)).astype(dtype)
         return jnp.einsum("...F,FD->...D", h, down)
 
 
@@ -246,19 +256,20 @@ class _Transformer(nn.Module):
     def __call__(self, tokens, positions, inputs, context):
         config = self.config
         V, D = config.vocab_size, config.width
-        embedding = self.param("embedding", _normal(0.02, ("vocab", "embed")), (V, D))
+        embedding = _parameter(self, "embedding", _normal(0.02, ("vocab", "embed")), (V, D))
         if not config.tied_head:
-            self.param("head", _normal(0.02, ("vocab", "embed")), (V, D))
+            _parameter(self, "head", _normal(0.02, ("vocab", "embed")), (V, D))
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
         layer = _Layer
         if config.remat != "none":
             # prevent_cse is needless under scan and would keep XLA from fusing.
             layer = nn.remat(_Layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        in_axes: Any = (0, nn.broadcast, nn.broadcast)  # of context, rotation, inputs
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=in_axes,
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")

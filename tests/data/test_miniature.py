@@ -218,6 +218,30 @@ def test_answers_and_noise_are_spread_over_all_digits():
     assert abs(share - miniature.best_constant_guess()) < 4 * deviation
 
 
+def test_idle_thoughts_are_empty_and_stand_before_neither_answers_nor_noise():
+    idle = words = 0
+    for with_idle, without in zip(
+        records(kind="worked", idle_thought_fraction=0.1), records(kind="worked"), strict=True
+    ):
+        labelled = [with_idle.text.split()[number] for number, _ in with_idle.labels]
+        assert all(word[0].isdigit() for word in labelled)
+        pieces = re.split(r"<think></think>(?= )", with_idle.text)
+        # Without the idle thoughts it is the same story, with the same labels.
+        asked = [number for number, label in without.labels if label.startswith("answer")]
+        before = [without.text.split()[number - 1] for number in asked]
+        empty_answers = sum(word.endswith("<think></think>") for word in before)
+        assert re.sub("<think></think>", "", with_idle.text) == re.sub(
+            "<think></think>", "", without.text
+        )
+        assert with_idle.labels == without.labels
+        idle += len(pieces) - 1 - empty_answers
+        words += len(without.text.split()) - len(without.labels)
+        for number, _ in with_idle.labels:
+            word = with_idle.text.split()[number - 1]
+            assert word.count("<think>") == without.text.split()[number - 1].count("<think>")
+    assert 0.05 < idle / words < 0.12  # words inside thoughts have none
+
+
 def test_thoughts_walk_from_the_asked_variable_to_the_root():
     thoughts = empty = 0
     for record in records(kind="worked"):

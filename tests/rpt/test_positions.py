@@ -84,24 +84,22 @@ def test_cuts_are_sorted_distinct_and_allowed(random_fraction, mode, cuts):
         assert (np.diff(valid) > 0).all()
         assert eligible_BS[row, valid].all()
         if mode == "entropy" and random_fraction == 0:
-            # The entropy that predicts token c is entry c - 1.
-            assert (np.abs(entropy_BS[row, valid - 1] - 1.5) <= 0.5).all()
+            # Entry c belongs to the prediction of token c.
+            assert (np.abs(entropy_BS[row, valid] - 1.5) <= 0.5).all()
 
 
 def test_slots_are_left_empty_only_when_the_band_is_exhausted():
     entropy_BS, eligible_BS, ids_B = scene()
     cut_BC, valid_BC = choose(entropy_BS, eligible_BS, ids_B, cuts_per_document=40)
-    in_band_BS = eligible_BS[:, 1:] & (np.abs(entropy_BS[:, :-1] - 1.5) <= 0.5)
+    in_band_BS = eligible_BS & (np.abs(entropy_BS - 1.5) <= 0.5)
     np.testing.assert_array_equal(valid_BC.sum(axis=1), in_band_BS.sum(axis=1))
     for row in range(6):
-        np.testing.assert_array_equal(
-            cut_BC[row][valid_BC[row]], np.flatnonzero(in_band_BS[row]) + 1
-        )
+        np.testing.assert_array_equal(cut_BC[row][valid_BC[row]], np.flatnonzero(in_band_BS[row]))
         assert (cut_BC[row][~valid_BC[row]] == cut_BC[row][valid_BC[row]].max()).all()
 
 
 def test_band_edges_belong_and_nan_does_not():
-    entropy_BS = np.array([[1.0, 2.0, np.nan, 2.0001, 0.9999, 1.5]])
+    entropy_BS = np.array([[1.5, 1.0, 2.0, np.nan, 2.0001, 0.9999]])
     eligible_BS = np.array([[False, True, True, True, True, True]])
     cut_BC, valid_BC = choose(entropy_BS, eligible_BS, [0])
     assert cut_BC[valid_BC].tolist() == [1, 2]
@@ -140,7 +138,7 @@ def test_seed_step_round_and_document_each_change_the_draw():
 
 def draws(mode: str, random_fraction: float, documents: int = 3000):
     """Counts of every cut over many documents that look alike: eligible 1..12, in band 1..4."""
-    entropy_BS = np.tile(np.where(np.arange(13) < 4, 1.5, 0.0), (documents, 1))
+    entropy_BS = np.tile(np.where(np.arange(13) <= 4, 1.5, 0.0), (documents, 1))
     eligible_BS = np.tile(np.arange(13) >= 1, (documents, 1))
     cut_BC, valid_BC = choose(
         entropy_BS,
