@@ -49,9 +49,10 @@ def _parse(argv: list[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
+        config: Any = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if config is not None:
             # A file that is not there is reported at the first use of its content only.
-            _ = flags.FLAGS["config"].value.to_dict
+            _ = config.to_dict
     except (flags.Error, OSError) as error:
         raise ValueError(f"{_flag_mistake(error)}; --help lists the flags") from error
     # ml_collections' ways to say that there is no such field, or no get_config.
