@@ -13,6 +13,10 @@ from ml_collections import config_flags
 USER_ERRORS = (ValueError, OSError)
 
 
+# --help lists the flags of the command's own module: --config is to count as one.
+flags.disclaim_key_flags()
+
+
 def define_config() -> Any:
     """--config=configs/NAME.py[:arg], with --config.field=value overrides."""
     return config_flags.DEFINE_config_file(

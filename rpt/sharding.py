@@ -39,6 +39,8 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
         divide over them.
     """
     count = jax.device_count()
+    if min(config.replica, config.tensor) < 1 or (config.fsdp < 1 and config.fsdp != -1):
+        raise ValueError("config.mesh: axes must be at least 1 (fsdp=-1 takes all devices left)")
     fixed = config.replica * config.tensor
     fsdp = count // fixed if config.fsdp == -1 else config.fsdp
     if fixed * fsdp != count:
