@@ -19,6 +19,7 @@ a part that is done is not run again, so the test split is read once per arm and
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -141,7 +142,7 @@ class Conductor:
         stop: cli.StopSignal,
         command: Callable[[str], list[str]] = part_command,
     ):
-        self._root, self._processes, self._stop = root, processes, stop
+        self._root, self._processes, self._stop = root.resolve(), processes, stop
         self._command = command
         self._running: dict[str, subprocess.Popen] = {}
         (root / "logs").mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,8 @@ class Conductor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # Parts run the same programs: what one has compiled the next finds there.
+                env={"JAX_COMPILATION_CACHE_DIR": str(self._root / "compiled"), **os.environ},
                 # Ctrl-C reaches this process alone, which ends the parts gently.
                 start_new_session=True,
             )
