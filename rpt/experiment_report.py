@@ -71,9 +71,10 @@ def results(config: config_lib.Config, root: pathlib.Path, arms: Sequence[str]) 
 
 def comparisons(hard: str) -> list[tuple[str, str, str, str, str, str]]:
     """(name, bin, arm a, its mode, arm b, its mode): the difference is a - b."""
-    thought, direct = "thought_argmax", "no_think"
+    thought, sampled, direct = "thought_argmax", "thought_sample", "no_think"
     return [
         ("rpt_thought_over_base_thought", hard, "rpt", thought, "base", thought),
+        ("rpt_sampled_over_base_sampled", hard, "rpt", sampled, "base", sampled),
         ("rpt_thought_over_own_no_think", hard, "rpt", thought, "rpt", direct),
         ("rpt_thought_over_base_no_think", hard, "rpt", thought, "base", direct),
         ("rpt_thought_over_ntp", hard, "rpt", thought, "ntp", direct),
@@ -118,7 +119,12 @@ def claim(recorded, tables, plan, hard, passed, name, bin, a, mode_a, b, mode_b)
 
 
 def _words(mode: str) -> str:
-    return {"thought_argmax": "with thought", "no_think": "no thought", "gated": "gated"}[mode]
+    return {
+        "thought_argmax": "with thought",
+        "thought_sample": "with thought, answer sampled",
+        "no_think": "no thought",
+        "gated": "gated",
+    }[mode]
 
 
 # ---- arms ----------------------------------------------------------------------------------------
