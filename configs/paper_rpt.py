@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.seed = switches.seed
     config.data.weights = switches.weights  # [paper]
+    config.data.dtype, config.data.remat = "bfloat16", "full"  # [ours]
     # [paper] v0 for all experiments, in our words. [ours] without the chat's role markers; and
     # what stands between </think> and the answer is forced, where the paper's model writes it
     # itself, so that the target has one place at which its probability is defined.

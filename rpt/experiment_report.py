@@ -6,7 +6,7 @@ results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents
     gate         passed, accuracy, threshold
     claims       each: name, what, difference E, n, shown (its lower end is above 0, there are
                  enough positions, and the gate was passed)
-    arms         for base, rpt, ntp, mixed_sft: hard and all (no_think, thought_argmax,
+    arms         for base, rpt, ntp, mixed_sft: hard, hard_by_label and all (no_think, thought_argmax,
                  thought_sample: E each), gated and curve (rpt/evaluate.py), depths, other_parts,
                  leak_check, compute
     compute      base included: flops_executed, flops_as_rows (had each rollout been a row of its
@@ -65,7 +65,13 @@ def results(config: config_lib.Config, root: pathlib.Path, arms: Sequence[str]) 
             "threshold": config.pretrain.gate.threshold,
         },
         "claims": claims,
-        "arms": {arm: _arm(root, arm, tables[arm], plan.claim_part, hard) for arm in arms},
+        "arms": {
+            arm: {
+                **_arm(root, arm, tables[arm], plan.claim_part, hard),
+                "hard_by_label": hard_by_label(recorded[arm].measured, plan.claim_part, hard),
+            }
+            for arm in arms
+        },
     }
 
 
@@ -164,6 +170,28 @@ def _arm(root: pathlib.Path, arm: str, table: dict[str, Any], part: str, hard: s
     }
 
 
+def hard_by_label(measured: evaluation.Measured, part: str, hard: str) -> dict[str, Any]:
+    """What the hard bin consists of: accuracies by kind of label ('answer' for 'answer/3')."""
+    inside_P = measured.bins[hard] & measured.in_part(part)
+    kinds: dict[str, np.ndarray] = {}
+    for name, bin_P in measured.bins.items():
+        if name.startswith("label:"):
+            kind = name.removeprefix("label:").partition("/")[0]
+            kinds[kind] = kinds.get(kind, np.zeros_like(bin_P)) | bin_P
+    labelled_P = np.logical_or.reduce([np.zeros_like(inside_P), *kinds.values()])
+    kinds["unlabelled"] = ~labelled_P
+    found = {}
+    for kind, of_kind_P in kinds.items():
+        mask_P = inside_P & of_kind_P
+        if mask_P.any():
+            means = {
+                mode: float(evaluation.values(measured, mask_P, mode).mean())
+                for mode in ("no_think", "thought_argmax")
+            }
+            found[kind] = {"n": int(mask_P.sum()), **means}
+    return found
+
+
 def _accuracies(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "no_think": row[row["baseline"]],
@@ -205,11 +233,13 @@ def write(found: dict[str, Any], root: pathlib.Path) -> None:
     print("\n".join(lines))
     curves(found, root)
     table = _markdown_table(found)
+    kinds = _markdown_kinds(found)
     depths = _markdown_depths(found)
     report = [
         f"# RPT experiment, seed {found['config_seed']}",
         *("", found["hypothesis"], "", "## Claims", "", *(f"- {line}" for line in lines)),
         *("", f"## Arms: test, part {found['claim_part']}", "", *table),
+        *("", "## Hard tokens by kind: without thought / with thought", "", *kinds),
         *("", "## By depth: without thought / with thought", "", *depths),
         *("", "![curves](curves.png)", "", "All figures: results.json.", ""),
     ]
@@ -275,6 +305,19 @@ def _console_table(found: dict[str, Any]) -> rich.table.Table:
 
 def _markdown_table(found: dict[str, Any]) -> list[str]:
     return _markdown(_COLUMNS, _cells(found))
+
+
+def _markdown_kinds(found: dict[str, Any]) -> list[str]:
+    kinds = {arm: entry["hard_by_label"] for arm, entry in found["arms"].items()}
+    names = list(kinds["base"])
+    rows = [
+        [
+            NAMES[arm],
+            *(f"{of[k]['no_think']:.3f} / {of[k]['thought_argmax']:.3f}" for k in names),
+        ]
+        for arm, of in kinds.items()
+    ]
+    return _markdown(("arm", *names), [*rows, ["n", *(str(kinds["base"][k]["n"]) for k in names)]])
 
 
 def _markdown_depths(found: dict[str, Any]) -> list[str]:

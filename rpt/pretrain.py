@@ -66,7 +66,7 @@ def pretrain(
         gated = _GateState(**restored.host["gate"])
         streams.set_state(restored.host["streams"])
     rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
-    total_steps = _total_steps(settings)
+    total_steps = _total_steps(settings, gated)
     log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
     began, metrics = time.monotonic(), log.last
 
@@ -108,6 +108,7 @@ def pretrain(
             accuracy, spent = measure.accuracy(model, params)
             book = book.add("eval", 0, spent)
             gated = gated.after(settings.gate, step, accuracy)
+            log.expect(_total_steps(settings, gated))
             metrics["gate_accuracy"] = accuracy
             log.say(f"gate at step {step}: shallow with-thought accuracy {accuracy:.3f}")
         log.write(step, metrics, f"nll {metrics['ntp_nats']:.3f}")
@@ -171,10 +172,11 @@ def step_flops(model: model_config.ModelConfig, settings: config_lib.PretrainCon
     return ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
 
 
-def _total_steps(settings: config_lib.PretrainConfig) -> int:
-    """All steps; with a gate the most that there can be."""
+def _total_steps(settings: config_lib.PretrainConfig, gated: _GateState) -> int:
+    """All steps; the most that there can be while a gate is closed."""
     if settings.gate.labels:
-        return settings.gate.max_steps + settings.optimizer.decay_steps
+        start = settings.gate.max_steps if gated.decay_start is None else gated.decay_start
+        return start + settings.optimizer.decay_steps
     return settings.steps
 
 

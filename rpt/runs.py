@@ -211,6 +211,12 @@ class Log:
             left = rate * max(self._total - step, 0)
             print(f"{self._name} {step}/{self._total}  {note}  {left:.0f} s left", flush=True)
 
+    def expect(self, total: int) -> None:
+        """The number of steps has turned out to be another one."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def say(self, text: str) -> None:
         """A line that stays."""
         if self._bar is not None:

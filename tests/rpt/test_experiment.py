@@ -187,3 +187,20 @@ def test_nothing_is_shown_below_the_gate_on_few_positions_or_without_a_gain(chan
 def test_gated_thinking_is_only_shown_where_enough_positions_think():
     assert claim("rpt_gated_over_own_no_think")["shown"]
     assert not claim("rpt_gated_over_own_no_think", enough_thinking=False)["shown"]
+
+
+def test_the_hard_bin_is_taken_apart_by_kind_of_label_without_loss():
+    measured = recorded(0.5, 0.1).measured
+    place_P = np.arange(1200)
+    bins = {
+        ">1.5": place_P < 1000,
+        "label:answer/1": place_P < 100,
+        "label:answer/2": (place_P >= 100) & (place_P < 300),
+        "label:noise": place_P >= 1100,  # outside the bin
+    }
+    found = experiment_report.hard_by_label(
+        dataclasses.replace(measured, bins=bins), "stories", ">1.5"
+    )
+    assert {kind: entry["n"] for kind, entry in found.items()} == {"answer": 300, "unlabelled": 700}
+    assert found["unlabelled"]["thought_argmax"] == pytest.approx(0.5)
+    assert found["answer"]["no_think"] == pytest.approx(0.1)
