@@ -6,9 +6,9 @@ results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents
     gate         passed, accuracy, threshold
     claims       each: name, what, difference E, n, shown (its lower end is above 0, there are
                  enough positions, and the gate was passed)
-    arms         for base, rpt, ntp, mixed_sft: hard, hard_by_label and all (no_think, thought_argmax,
-                 thought_sample: E each), gated and curve (rpt/evaluate.py), depths, other_parts,
-                 leak_check, compute
+    arms         for base, rpt, ntp, mixed_sft: hard and all (no_think, thought_argmax,
+                 thought_sample: E each), hard_by_label (means of what the hard bin consists of),
+                 gated and curve (rpt/evaluate.py), depths, other_parts, leak_check, compute
     compute      base included: flops_executed, flops_as_rows (had each rollout been a row of its
                  own), wall_seconds, document_tokens, data (epochs by source, of each stage);
                  flops_executed_after_base; inference_flops_per_token {no_think, thought}
