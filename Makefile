@@ -5,16 +5,13 @@ WORKDIR ?= runs/mini
 CONFIG ?= configs/mini.py
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/installed-plot
 	$(BIN)/python -m rpt.experiment --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .

@@ -1,4 +1,4 @@
-"""One distribution, four packages; run `make install` or `pip install -e .`."""
+"""One distribution, four packages; installed by make demo and make test, or pip install -e .."""
 
 import setuptools
 
@@ -30,6 +30,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "ml-collections>=1.1,<2",
         "absl-py>=2.1",
+        "ml_dtypes>=0.5,<1",
         "safetensors>=0.6,<0.9",
         "tensorboardX>=2.6,<3",
         "rich>=14,<16",

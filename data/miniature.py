@@ -486,11 +486,6 @@ def tokenizer_texts(repetitions: int = 5000) -> Iterator[str]:
     return itertools.repeat(text, repetitions)
 
 
-def best_constant_guess() -> float:
-    """The accuracy of the best constant guess on words labelled 'noise'."""
-    return 1 / len(DIGITS)
-
-
 _STATEMENT = re.compile(r"(\w+) is (\d)(?: \+ (\w+))?")
 
 

@@ -71,6 +71,10 @@ class GateConfig:
     max_steps: int = 0
     documents: int = 64
 
+    def __post_init__(self):
+        if self.every_steps < 1 or self.documents < 1:
+            raise ValueError("every_steps and documents must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
@@ -144,6 +148,10 @@ class RewardConfig:
             raise ValueError(f"all_wrong_reward must be at most 0, not {self.all_wrong_reward}")
         if self.max_rounds < 1:
             raise ValueError(f"max_rounds must be at least 1, not {self.max_rounds}")
+        if self.dynamic_from_step >= 0 and (self.target_groups < 1 or self.max_rounds < 2):
+            raise ValueError(
+                "dynamic sampling (dynamic_from_step) needs target_groups >= 1 and max_rounds >= 2"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +261,11 @@ class LoggingConfig:
     keep_last: int = 2
     samples_every_steps: int = 20
     scaling_checkpoints_per_decade: int = 0
+
+    def __post_init__(self):
+        for name in ("log_every_steps", "checkpoint_every_steps", "samples_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

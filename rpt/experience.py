@@ -29,7 +29,9 @@ class Task:
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
-        return [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
+        """Of every row of the embedding; rows that only pad it are no text."""
+        known = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
+        return known + [b""] * (self.model.vocab_size - len(known))
 
     @functools.cached_property
     def tables(self) -> rollout.Tables:

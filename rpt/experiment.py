@@ -222,6 +222,7 @@ def experiment(config: config_lib.Config, root: pathlib.Path, stop: cli.StopSign
       ValueError: the directory holds another config's experiment, or a part failed.
       PermissionError: it cannot be written.
     """
+    _check(config)
     runs.claim(root, config, "experiment")
     if not Conductor(root, config.experiment.processes, stop).run():
         return False
@@ -229,6 +230,25 @@ def experiment(config: config_lib.Config, root: pathlib.Path, stop: cli.StopSign
     runs.write_json(root / "results.json", results)
     experiment_report.write(results, root)
     return True
+
+
+def _check(config: config_lib.Config) -> None:
+    """Finds before the first part what the report could not do without.
+
+    Raises:
+      ValueError: no gate, no gated positions, or a claim about text that is not evaluated.
+    """
+    plan, settings = config.experiment, config.evaluate
+    parts = [part.name for part in settings.test]
+    if plan.claim_part not in parts:
+        raise ValueError(
+            f"config.experiment.claim_part={plan.claim_part!r} is no part of config.evaluate.test; "
+            f"choose one of {', '.join(parts) or '(none)'}"
+        )
+    if not config.pretrain.gate.labels or not settings.gate_documents:
+        raise ValueError(
+            "an experiment needs config.pretrain.gate.labels and config.evaluate.gate_documents"
+        )
 
 
 def main(argv: list[str]) -> None:

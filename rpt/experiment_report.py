@@ -50,8 +50,10 @@ def results(config: config_lib.Config, root: pathlib.Path, arms: Sequence[str]) 
     recorded = {
         arm: evaluation_records.load(folder / arm / _SPLIT / evaluate.PREDICTIONS) for arm in arms
     }
+    others = [part for part in tables["base"]["parts"] if part != plan.claim_part]
     claims = [
-        claim(recorded, tables, plan, hard, gate["passed"], *words) for words in comparisons(hard)
+        claim(recorded, tables, plan, hard, gate["passed"], *words)
+        for words in comparisons(hard, plan.claim_part, others)
     ]
     return {
         "hypothesis": plan.hypothesis,
@@ -75,24 +77,46 @@ def results(config: config_lib.Config, root: pathlib.Path, arms: Sequence[str]) 
     }
 
 
-def comparisons(hard: str) -> list[tuple[str, str, str, str, str, str]]:
-    """(name, bin, arm a, its mode, arm b, its mode): the difference is a - b."""
+def comparisons(
+    hard: str, part: str, others: Sequence[str]
+) -> list[tuple[str, str, str, str, str, str, str]]:
+    """(name, part, bin, arm a, its mode, arm b, its mode): the difference is a - b.
+
+    All are about the claim's part, but for gated thinking on the `others`.
+    """
     thought, sampled, direct = "thought_argmax", "thought_sample", "no_think"
     return [
-        ("rpt_thought_over_base_thought", hard, "rpt", thought, "base", thought),
-        ("rpt_sampled_over_base_sampled", hard, "rpt", sampled, "base", sampled),
-        ("rpt_thought_over_own_no_think", hard, "rpt", thought, "rpt", direct),
-        ("rpt_thought_over_base_no_think", hard, "rpt", thought, "base", direct),
-        ("rpt_thought_over_ntp", hard, "rpt", thought, "ntp", direct),
-        ("rpt_thought_over_mixed_sft_thought", hard, "rpt", thought, "mixed_sft", thought),
-        ("rpt_gated_over_own_no_think", "gate", "rpt", "gated", "rpt", direct),
-        ("rpt_gated_over_ntp", "gate", "rpt", "gated", "ntp", direct),
-        ("rpt_gated_over_mixed_sft_gated", "gate", "rpt", "gated", "mixed_sft", "gated"),
+        ("rpt_thought_over_base_thought", part, hard, "rpt", thought, "base", thought),
+        ("rpt_sampled_over_base_sampled", part, hard, "rpt", sampled, "base", sampled),
+        ("rpt_thought_over_own_no_think", part, hard, "rpt", thought, "rpt", direct),
+        ("rpt_thought_over_base_no_think", part, hard, "rpt", thought, "base", direct),
+        ("rpt_thought_over_ntp", part, hard, "rpt", thought, "ntp", direct),
+        ("rpt_thought_over_ntp_thought", part, hard, "rpt", thought, "ntp", thought),
+        ("rpt_thought_over_mixed_sft_thought", part, hard, "rpt", thought, "mixed_sft", thought),
+        ("rpt_gated_over_own_no_think", part, "gate", "rpt", "gated", "rpt", direct),
+        ("rpt_gated_over_ntp", part, "gate", "rpt", "gated", "ntp", direct),
+        ("rpt_gated_over_base_gated", part, "gate", "rpt", "gated", "base", "gated"),
+        ("rpt_gated_over_ntp_gated", part, "gate", "rpt", "gated", "ntp", "gated"),
+        ("rpt_gated_over_mixed_sft_gated", part, "gate", "rpt", "gated", "mixed_sft", "gated"),
+        *(
+            (
+                f"rpt_gated_over_own_no_think_on_{other}",
+                other,
+                "gate",
+                "rpt",
+                "gated",
+                "rpt",
+                direct,
+            )
+            for other in others
+        ),
     ]
 
 
-def claim(recorded, tables, plan, hard, passed, name, bin, a, mode_a, b, mode_b) -> dict[str, Any]:
-    part = plan.claim_part
+def claim(
+    recorded, tables, plan, hard, passed, name, part, bin, a, mode_a, b, mode_b
+) -> dict[str, Any]:
+    """One comparison with its interval, and whether it counts as shown."""
 
     def threshold(arm: str, mode: str) -> float | None:
         return tables[arm]["gated"][part]["reported"]["threshold"] if mode == "gated" else None
@@ -115,9 +139,10 @@ def claim(recorded, tables, plan, hard, passed, name, bin, a, mode_a, b, mode_b)
     if mode_a == "gated":
         enough = enough and tables[a]["gated"][part]["reported"]["enough_thinking"]
     where = f"hard tokens ({bin} nats)" if bin == hard else "all tokens"
+    where += " of all parts" if part == evaluation.ALL else f" of {part}"
     return {
         "name": name,
-        "what": f"{NAMES[a]}, {_words(mode_a)} - {NAMES[b]}, {_words(mode_b)}; {where} of {part}",
+        "what": f"{NAMES[a]}, {_words(mode_a)} - {NAMES[b]}, {_words(mode_b)}; {where}",
         "difference": evaluation.as_json(found),
         "n": int(mask_P.sum()),
         "shown": bool(passed and enough and found.low > 0),
@@ -227,7 +252,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def write(found: dict[str, Any], root: pathlib.Path) -> None:
     """report.md and curves.png; prints the tables and where they are."""
     console = rich.console.Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 160)
     console.print(_console_table(found))
     lines = claim_lines(found)
     print("\n".join(lines))
@@ -255,6 +280,14 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
         f"gate {state} (shallow with-thought accuracy {gate['accuracy']:.3f}, "
         f"asked {gate['threshold']})"
     ]
+    for arm, entry in found["arms"].items():
+        for mode, sigmas in (entry["leak_check"] or {"sigmas_above_guess": {}})[
+            "sigmas_above_guess"
+        ].items():
+            if abs(sigmas) > 3:
+                lines.append(
+                    f"noise: {NAMES[arm]}, {mode} is {sigmas:+.1f} sigma from a constant guess"
+                )
     for claim in found["claims"]:
         shown = "shown" if claim["shown"] else "not shown"
         lines.append(f"{shown}: {_interval(claim['difference'])}  {claim['what']}, n {claim['n']}")

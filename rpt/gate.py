@@ -1,6 +1,5 @@
 """The gate between stage 0 and RPT: can the model think at all where thinking is easy?"""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,12 @@ class Gate:
       ValueError: the documents hold none of the labels.
     """
 
-    def __init__(self, experiment: config.Config, tokenizer: tokenizers.Tokenizer):
+    def __init__(
+        self,
+        experiment: config.Config,
+        model: model_config.ModelConfig,
+        tokenizer: tokenizers.Tokenizer,
+    ):
         gate = experiment.pretrain.gate
         template = formats.load_template(experiment.data.template)
         header = loading.header_ids(tokenizer, template.header, experiment.data.add_bos)
@@ -61,15 +65,12 @@ class Gate:
             answer_tokens=1,
             chunk_tokens=experiment.rollout.think_tokens,
         )
-        self._tokenizer, self._template = tokenizer, template
+        self._model = model
+        self._tables = rollout.make_tables(tokenizer, template, model.vocab_size)
 
-    @functools.cached_property
-    def _tables(self):
-        return rollout.make_tables(self._tokenizer, self._template, self._tokenizer.vocab_size)
-
-    def accuracy(self, model: model_config.ModelConfig, params: Any) -> tuple[float, int]:
+    def accuracy(self, params: Any) -> tuple[float, int]:
         """(share of the labelled tokens that one sampled thought predicts, FLOPs spent)."""
-        batch = self._batch
+        batch, model = self._batch, self._model
         _, kv = scoring.score_trunk(
             model, params, batch.tokens_BS, batch.segments_BS, batch.positions_BS
         )

@@ -44,7 +44,7 @@ def pretrain(
     model, tokenizer = loaded.model, loaded.tokenizer
     mesh = sharding.make_mesh(config.mesh, settings.batch_size)
     streams = _Streams(config, tokenizer)
-    measure = gate.Gate(config, tokenizer) if settings.gate.labels else None
+    measure = gate.Gate(config, model, tokenizer) if settings.gate.labels else None
     optimizer = optimizers.make(settings.optimizer)
     # Documents that are all too short are found before anything is written.
     beginning = streams.get_state()
@@ -105,7 +105,7 @@ def pretrain(
             "training_flops": float(book.training_flops),
         }
         if measure is not None and gated.is_due(settings.gate, step):
-            accuracy, spent = measure.accuracy(model, params)
+            accuracy, spent = measure.accuracy(params)
             book = book.add("eval", 0, spent)
             gated = gated.after(settings.gate, step, accuracy)
             log.expect(_total_steps(settings, gated))
@@ -121,7 +121,7 @@ def pretrain(
     # ---- the end -------------------------------------------------------------------------------
     done = finished()
     if measure is not None and done and gated.final_accuracy is None:
-        accuracy, spent = measure.accuracy(model, params)
+        accuracy, spent = measure.accuracy(params)
         book = book.add("eval", 0, spent)
         gated = dataclasses.replace(gated, final_accuracy=accuracy)
     store.save(checkpoint.TrainState(step, params, opt_state, host_state()))

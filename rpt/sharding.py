@@ -87,7 +87,3 @@ def _size(mesh: Mesh, logical_axis: str) -> int:
 def shard_rows(mesh: Mesh, tree: Any) -> Any:
     """Puts arrays whose first axis is B onto the mesh, split over replica and fsdp."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
-
-
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -45,9 +45,11 @@ def of_experience(
     target_BR = np.repeat(target_BC, G, axis=1)
     gold_BR = ((result.tokens_BRT == target_BR[..., None]) & thought_BRT).any(axis=-1)
     best_BC = np.take_along_axis(np.asarray(scores.best_BS), lived.cut_BC, axis=1)
+    # The direct prediction passes the same reward as the thought's.
     no_think_BC = [
-        task.token_bytes[best] == task.token_bytes[target]
-        for best, target in zip(best_BC[valid_BC], target_BC[valid_BC], strict=True)
+        rewards.prefix_match(b"" if best in task.stop_ids else task.token_bytes[best], target)
+        for best, target in zip(best_BC.ravel().tolist(), lived.targets, strict=True)
+        if target is not None
     ]
     entropy_BC = np.take_along_axis(np.asarray(scores.entropy_BS), lived.cut_BC, axis=1)
     return {
@@ -105,7 +107,10 @@ def samples(
 ) -> list[dict[str, Any]]:
     """The first documents with their cuts, thoughts and rewards, for people."""
     G = task.config.rollout.group_size
-    decode = task.tokenizer.decode
+
+    def decode(ids: np.ndarray) -> str:
+        return task.tokenizer.decode(ids[ids < task.tokenizer.vocab_size])
+
     found = []
     for b in range(min(documents, len(batch.lengths_B))):
         cuts = []

@@ -15,6 +15,7 @@ import tokenizers as hf
 from hypothesis import strategies as st
 
 from data import tokenizers, tokenizers_gguf, tokenizers_huggingface
+from rpt import fetch
 
 CORPUS = [
     "the cat sat on the mat . the dog sat on the log .",
@@ -307,9 +308,12 @@ def test_other_mistakes(tmp_path):
 
 
 @pytest.mark.smollm2
-@pytest.mark.skipif("RPT_SMOLLM2" not in os.environ, reason="RPT_SMOLLM2 names no GGUF file")
 def test_smollm2_gguf(tmp_path):
-    tokenizer = tokenizers.load(os.environ["RPT_SMOLLM2"])
+    try:
+        path = fetch.path("smollm2")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    tokenizer = tokenizers.load(path)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (49152, 1, 2)
     text = "<|im_start|>user\nHello, it's 1234 naïve 🤗!\n\n"
     assert tokenizer.encode_markup(text)[:3].tolist() == [1, 4093, 198]

@@ -158,7 +158,8 @@ def claim(name: str, passed=True, count=1200, enough_thinking=True, **arms):
     reported = {"threshold": 1.0, "enough_thinking": enough_thinking}
     tables = {arm: {"gated": {"stories": {"reported": reported}}} for arm in shares}
     plan = config.ExperimentConfig(claim_part="stories", least_positions=1000)
-    words = next(w for w in experiment_report.comparisons(">1.5") if w[0] == name)
+    comparisons = experiment_report.comparisons(">1.5", "stories", ())
+    words = next(w for w in comparisons if w[0] == name)
     return experiment_report.claim(records, tables, plan, ">1.5", passed, *words)
 
 

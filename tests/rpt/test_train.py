@@ -25,6 +25,7 @@ from rpt import (
     sharding,
     train,
 )
+from rpt.model import transformer
 from tests.rpt import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -286,6 +287,47 @@ def test_rewards_alone_move_the_parameters(base, tmp_path):
     before = jax.tree.leaves(loading.load_run(base).params)
     after = jax.tree.leaves(loading.load_run(tmp_path / "run").params)
     assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 1e-4
+
+
+def test_a_step_makes_rewarded_branches_likelier_than_unrewarded_ones(base, tmp_path, monkeypatch):
+    """Along the advantages, the log-probability of whole branches must rise, and only there."""
+    seen = []
+
+    def collect(task, params, batch, *rest):
+        lived, extra = collect_really(task, params, batch, *rest)
+        seen.append((batch, lived))
+        return lived, extra
+
+    collect_really = experience.collect
+    monkeypatch.setattr(experience, "collect", collect)
+    changes = {"objective.ntp_weight": 0.0, "train.steps": 1, "train.optimizer.warmup_steps": 1}
+    train.train(experiment(base, **changes), tmp_path / "run")
+    batch, lived = seen[0]
+
+    def log_prob_BR(workdir):
+        """Of every branch's sampled tokens, by the plain primitives."""
+        loaded = loading.load_run(workdir)
+        _, kv = transformer.trunk(
+            loaded.model, loaded.params, batch.tokens_BS, batch.segments_BS, batch.positions_BS
+        )
+        tokens_BRT, sampled_BRT = lived.result.tokens_BRT, lived.result.sampled_BRT
+        cut_BR = np.repeat(lived.cut_BC, tokens_BRT.shape[1] // lived.cut_BC.shape[1], axis=1)
+        hidden, _ = transformer.branch(
+            loaded.model, loaded.params, kv, tokens_BRT, 0 * cut_BR, cut_BR, cut_BR
+        )
+        logits = hidden @ transformer.unembedding(loaded.model, loaded.params).T
+        log_prob = jax.nn.log_softmax(logits[:, :, :-1])
+        token = np.take_along_axis(np.asarray(log_prob), tokens_BRT[:, :, 1:, None], axis=3)
+        return (token[..., 0] * sampled_BRT[:, :, 1:]).sum(axis=2)
+
+    advantage_BR = lived.advantage_BCG.reshape(len(lived.cut_BC), -1)
+    trained_BR = np.repeat(lived.trained_BC, advantage_BR.shape[1] // lived.cut_BC.shape[1], axis=1)
+    assert trained_BR.any()
+    assert (advantage_BR[trained_BR] > 0).any()
+    change_BR = log_prob_BR(tmp_path / "run") - log_prob_BR(base)
+    assert (advantage_BR * change_BR)[trained_BR].sum() > 1e-3
+    better, worse = trained_BR & (advantage_BR > 0), trained_BR & (advantage_BR < 0)
+    assert change_BR[better].mean() > change_BR[worse].mean()
 
 
 @pytest.mark.parametrize("ntp_weight", [0.0, 0.5])
