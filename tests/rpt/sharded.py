@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels.logprob import api as logprob
+from kernels.sample import noise
 from rpt import formats, objectives, optimizers, rollout, sharding, update
 from rpt.model import transformer
 
@@ -177,8 +178,28 @@ def test_a_mesh_that_does_not_fit_is_refused_in_one_line(config, rows, message):
     assert "\n" not in str(error.value)
 
 
+def test_noise_is_the_same_bit_for_bit(mesh):
+    """Rows over replica and fsdp, vocabulary over tensor: what XLA does with the noise in jit."""
+    rows, vocabulary = 16, 48
+    words_M = jnp.arange(rows) * 7919
+    ids_V = jnp.arange(vocabulary)
+
+    def gumbel(words_M, ids_V):
+        return noise.gumbel(noise.fold(noise.root_keys(5, rows), words_M), ids_V)
+
+    expected = np.asarray(jax.jit(gumbel)(words_M, ids_V))
+    by_row = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    by_id = NamedSharding(mesh, PartitionSpec("tensor"))
+    spread = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES, "tensor"))
+    found = jax.jit(gumbel, out_shardings=spread)(
+        jax.device_put(words_M, by_row), jax.device_put(ids_V, by_id)
+    )
+    assert len(found.sharding.device_set) == 8
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
 def test_rollouts_keep_their_noise(tiny_model, tiny_params, batch):
-    """The noise bit for bit; the tokens, except where two candidates are closer than rounding."""
+    """The tokens are the same, except where two candidates are closer than rounding."""
     mesh = sharding.make_mesh(MESHES["fsdp4_tensor2"], B)
     trunk, _ = batch
     raw = [bytes((97 + i % 26,)) for i in range(38)] + [b"</think>", b"<eos>"]
