@@ -16,7 +16,7 @@ test: lint
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pyright
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 # An environment with the package and one of its extras.
 $(VENV)/installed-%: setup.py pyproject.toml
