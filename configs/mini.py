@@ -1,4 +1,4 @@
-"""The miniature: reinforcement pre-training on two cores in a quarter of an hour.
+"""The miniature: reinforcement pre-training on two cores in twenty minutes (docs/results.md).
 
 make demo
 python -m rpt.experiment --config=configs/mini.py --workdir=runs/mini     the same by hand
@@ -132,5 +132,5 @@ def get_config(arg: str = "") -> ConfigDict:
     for control in (plan.ntp, plan.mixed_sft):
         control.optimizer.learning_rate = 4e-4
         control.optimizer.warmup_steps = 10
-    config.logging.checkpoint_every_steps = 100
+    config.logging.checkpoint_every_steps = 250
     return config

@@ -36,10 +36,16 @@ def run(main: Callable[[list[str]], Any]) -> None:
     report(lambda: app.run(main, flags_parser=_parse))
 
 
+class Stopped(Exception):
+    """A stop signal came where there is nothing to save yet; says what happens next time."""
+
+
 def report(program: Callable[[], Any]) -> None:
     """Runs a program; a user's mistake ends in one line and exit status 1."""
     try:
         program()
+    except Stopped as stopped:
+        print(stopped)
     except USER_ERRORS as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -144,6 +144,11 @@ class Conductor:
     ):
         self._root, self._processes, self._stop = root.resolve(), processes, stop
         self._command = command
+        self._shared_programs = {
+            "JAX_COMPILATION_CACHE_DIR": str(self._root / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
         self._running: dict[str, subprocess.Popen] = {}
         (root / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -187,7 +192,7 @@ class Conductor:
                 stderr=subprocess.STDOUT,
                 text=True,
                 # Parts run the same programs: what one has compiled the next finds there.
-                env={"JAX_COMPILATION_CACHE_DIR": str(self._root / "compiled"), **os.environ},
+                env={**self._shared_programs, **os.environ},
                 # Ctrl-C reaches this process alone, which ends the parts gently.
                 start_new_session=True,
             )

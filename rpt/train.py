@@ -103,7 +103,7 @@ def train(
         seconds_before = restored.host["wall_seconds"]
         stream.set_state(restored.host["stream"])
     elif settings.warmup_steps:
-        params, book = warmup.warm_up(task, mesh, params, stream, book)
+        params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
     metrics = log.last
 

@@ -32,6 +32,7 @@ from kernels.logprob import api as logprob
 from kernels.sample import api as sampling
 from kernels.sample import noise
 from rpt import (
+    cli,
     experience,
     formats,
     ledger,
@@ -125,6 +126,7 @@ def warm_up(
     params: Any,
     stream: pipeline.Stream[pipeline.TrunkBatch],
     book: ledger.Ledger,
+    stop: cli.StopSignal | None = None,
 ) -> tuple[Any, ledger.Ledger]:
     """`train.warmup_steps` supervised steps; prints a line for each.
 
@@ -134,9 +136,13 @@ def warm_up(
       params: where it begins; also the author of all thoughts.
       stream: training documents; it moves on by one batch per step.
       book: gets everything executed here under 'warmup'.
+      stop: asks for the end.
 
     Returns:
       the trained parameters and the ledger. Optimizer state does not outlive the warm-up.
+
+    Raises:
+      cli.Stopped: the signal came before the last step.
     """
     settings = task.config.train
     optimizer_config = optimizers.OptimizerConfig(
@@ -147,6 +153,8 @@ def warm_up(
     form, author = make_form(task), params
     temperature = task.config.rollout.temperature or 1.0
     for step in range(settings.warmup_steps):
+        if stop is not None and stop.received:
+            raise cli.Stopped("stopped within the warm-up; the same command begins it again")
         batch = next(stream)
         trunk = _trunk_inputs(mesh, batch)
         branches, length_BR, decode_steps = _demonstrate(task, form, author, batch, trunk, step)

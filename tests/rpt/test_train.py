@@ -268,6 +268,18 @@ def test_killed_and_terminated_is_uninterrupted(uninterrupted, base, tmp_path):
     assert len(json.loads((run / "run.json").read_text())) == 3
 
 
+def test_a_stop_within_the_warm_up_leaves_nothing_that_would_be_continued(base, tmp_path, capsys):
+    changes = {"train.warmup_steps": 3, "train.steps": 1}
+    settings, run = experiment(base, **changes), tmp_path / "run"
+    cli.report(lambda: train.train(settings, run, stop=StopAfter(1)))  # no SystemExit: status 0
+    printed = capsys.readouterr().out
+    assert "warm-up 1/3" in printed
+    assert "warm-up 2/3" not in printed
+    assert "the same command begins it again" in printed
+    train.train(settings, run)
+    assert "warm-up 1/3" in capsys.readouterr().out
+
+
 def test_another_seed_is_another_run(uninterrupted, base, tmp_path):
     other = train.train(experiment(base, seed=4, **{"train.steps": 1}), tmp_path / "run")
     first = lines(uninterrupted[0] / "metrics.jsonl")[0]
