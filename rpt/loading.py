@@ -87,7 +87,7 @@ def miniature_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def load_run(workdir: pathlib.Path, step: int | None = None) -> Loaded:
-    """Model, parameters and tokenizer of a run directory.
+    """Model, parameters, tokenizer and config of a run directory; the template is the run's copy.
 
     Raises:
       FileNotFoundError: no run, or no such checkpoint.
@@ -99,6 +99,8 @@ def load_run(workdir: pathlib.Path, step: int | None = None) -> Loaded:
     params = checkpoint.load_params(workdir, _shapes(model), step)
     tokenizer = tokenizers.load(str(workdir / "tokenizer"))
     experiment = json.loads((workdir / "config.json").read_text())
+    if (workdir / "template.txt").is_file():
+        experiment["data"]["template"] = str(workdir / "template.txt")
     return Loaded(model, params, tokenizer, experiment)
 
 

@@ -3,6 +3,7 @@
 config.json    the whole config          command.json   the command that it is a run of
 run.json       overrides, commit, versions, machine of every start
 model.json     the model's shape         tokenizer/     files of the tokenizer
+template.txt   the template, if any
 metrics.jsonl  one object per step       tensorboard/   the same as event files
 samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
 checkpoints/   the last, complete        scaling/       parameters at log-spaced FLOPs
@@ -47,12 +48,25 @@ def open_run(
     Fields of `config.RESUMABLE` may differ; the change is written to run.json.
 
     Raises:
-      ValueError, PermissionError: as `claim`.
+      ValueError, PermissionError: as `claim`; or the template has changed since the first start.
     """
     changes = claim(workdir, config, command, init)
     write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
     tokenizer.save(workdir / "tokenizer")
+    if config.data.template:
+        _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
     _append_start(workdir / "run.json", overrides, changes, tokenizer)
+
+
+def _keep_template(given: pathlib.Path, kept: pathlib.Path) -> None:
+    """A copy, so that the run stays what it was when the user's file is edited or moved."""
+    text = given.read_bytes()
+    if kept.is_file() and kept.read_bytes() != text:
+        raise ValueError(
+            f"{given} was edited after this run began with what is in {kept}; "
+            "restore it, or choose another --workdir"
+        )
+    kept.write_bytes(text)
 
 
 def claim(

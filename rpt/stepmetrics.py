@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data import pipeline
-from rpt import advantages, experience, objectives, rewards, scoring
+from rpt import advantages, experience, rewards, scoring
 
 
 class Clock:
@@ -73,18 +73,25 @@ def of_experience(
 
 
 def of_update(
-    config: objectives.ObjectiveConfig, lived: experience.Experience, terms: dict[str, Any]
+    lived: experience.Experience, terms: dict[str, Any], weight: float
 ) -> dict[str, float]:
-    """The loss's terms; token means are weighted as the loss is."""
+    """The loss's terms; means over trained tokens, weighted as the loss is.
+
+    Args:
+      lived: the step's experience.
+      terms: of `update.gradients`, sums over weighted tokens.
+      weight: the sum of these weights: 1, or less where untrained branches count as well.
+    """
+    weight = weight or 1.0
     G = lived.reward_BCG.shape[2]
     trained_BR = np.repeat(lived.trained_BC, G, axis=1)
     tokens = max(int(lived.result.sampled_BRT[trained_BR].sum()), 1)
     return {
         "policy_loss": float(terms["loss"]),
         "ntp_nats": float(terms["ntp"]),
-        "clip_fraction": float(terms["clipped"]),
-        "kl_nats": float(terms["kl"]),
-        "policy_entropy_nats": float(terms["entropy"]),
+        "clip_fraction": float(terms["clipped"]) / weight,
+        "kl_nats": float(terms["kl"]) / weight,
+        "policy_entropy_nats": float(terms["entropy"]) / weight,
         "mismatch_mean_nats": float(terms["mismatch_sum"]) / tokens,
         "mismatch_max_nats": float(terms["mismatch_max"]),
         "trained_tokens": float(tokens if lived.trained_BC.any() else 0),

@@ -168,6 +168,7 @@ def train(
             ),
         )
         batches = training_batches(task, lived)
+        weight = float(sum(micro.weight_BRT.sum() for micro in batches))
         temperature = config.rollout.temperature or 1.0
         if reference is not None:
             batches = update.with_reference(model, temperature, reference, trunk, batches)
@@ -189,7 +190,7 @@ def train(
         book = book.add("score", 0, extra_flops)
         metrics = {
             **stepmetrics.of_experience(task, batch, scores, lived),
-            **stepmetrics.of_update(config.objective, lived, terms),
+            **stepmetrics.of_update(lived, terms, weight),
             "grad_norm": float(norm),
             "learning_rate_factor": factor,
             **clock.seconds(),

@@ -280,6 +280,19 @@ def test_a_stop_within_the_warm_up_leaves_nothing_that_would_be_continued(base, 
     assert "warm-up 1/3" in capsys.readouterr().out
 
 
+def test_a_run_keeps_its_template_when_the_file_is_edited(base, tmp_path):
+    path, run = tmp_path / "mine.txt", tmp_path / "run"
+    text = "{{document}}<think>{{thought}}</think>{{answer}}"
+    path.write_text(text)
+    settings = experiment(base, **{"data.template": str(path), "train.steps": 1})
+    train.train(settings, run)
+    path.write_text(text.replace("</think>", "</think> "))
+    kept = loading.load_run(run).experiment["data"]["template"]
+    assert pathlib.Path(kept).read_text() == text
+    with pytest.raises(ValueError, match=r"mine\.txt was edited after this run began"):
+        train.train(settings, run)
+
+
 def test_another_seed_is_another_run(uninterrupted, base, tmp_path):
     other = train.train(experiment(base, seed=4, **{"train.steps": 1}), tmp_path / "run")
     first = lines(uninterrupted[0] / "metrics.jsonl")[0]
