@@ -265,3 +265,16 @@ def test_a_wrong_field_would_be_found():
     assert field_of(config_lib.Config, ["train", "optimizer", "grad_norm_clip"])
     assert not field_of(config_lib.Config, ["train", "step"])
     assert field_of(model_config.ModelConfig, ["width"])
+
+
+def test_results_are_figures_with_their_commands():
+    block = (ROOT / "README.md").read_text().split("<!-- results -->")[1]
+    block = block.split("<!-- /results -->")[0]
+    assert len(re.findall(r"\.\d{3}", block)) > 30
+    assert "make demo" in block
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert "make demo CONFIG=configs/mini.py:seed=2" in results
+    # What the README says stands in the results, digit for digit.
+    means = [number for number in re.findall(r"[+]?\.\d{3}", block) if number.startswith("+")]
+    assert means
+    assert all(number.replace("+.", "+0.") in results for number in means)
