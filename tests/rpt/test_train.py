@@ -414,7 +414,9 @@ def test_stopped_with_everything_is_uninterrupted(everything, base, tmp_path, st
     if stop_at:
         changes["logging.keep_last"] = 1  # so that the checkpoint of step 0 is gone
     run = tmp_path / "run"
-    train.train(experiment(base, **changes), run, stop=StopAfter(stop_at))
+    # Each step of the warm-up asks for the signal too.
+    stop = StopAfter(EVERYTHING["train.warmup_steps"] + stop_at)
+    assert train.train(experiment(base, **changes), run, stop=stop)["step"] == stop_at
     train.train(experiment(base, **changes), run)
     assert_same_run(run, everything[0])
 
