@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, rewards, sharding
+from rpt import objectives, optimizers, positions, rewards, sharding
 from rpt import rollout as rollout_lib
 from rpt.model import config as model_config
 
@@ -112,10 +112,8 @@ class PositionsConfig:
     def __post_init__(self):
         if self.cuts_per_document < 1 or self.min_context < 1:
             raise ValueError("cuts_per_document and min_context must be at least 1")
-        if not self.low_nats <= self.high_nats:
-            raise ValueError(f"the band [{self.low_nats}, {self.high_nats}] nats is empty")
-        if not 0 <= self.random_fraction <= 1:
-            raise ValueError(f"random_fraction must lie in [0, 1], not {self.random_fraction}")
+        positions.check_band(self.low_nats, self.high_nats)
+        positions.check_random_fraction(self.random_fraction)
 
 
 @dataclasses.dataclass(frozen=True)

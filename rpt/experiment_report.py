@@ -281,9 +281,8 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
         f"asked {gate['threshold']})"
     ]
     for arm, entry in found["arms"].items():
-        for mode, sigmas in (entry["leak_check"] or {"sigmas_above_guess": {}})[
-            "sigmas_above_guess"
-        ].items():
+        check = entry["leak_check"]
+        for mode, sigmas in check["sigmas_above_guess"].items() if check else ():
             if abs(sigmas) > 3:
                 lines.append(
                     f"noise: {NAMES[arm]}, {mode} is {sigmas:+.1f} sigma from a constant guess"

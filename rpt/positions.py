@@ -123,6 +123,18 @@ def choose_cuts(
     return cut_BC, valid_BC
 
 
+def check_band(low_nats: float, high_nats: float) -> None:
+    """Raises ValueError if no entropy lies in the band."""
+    if not low_nats <= high_nats:
+        raise ValueError(f"the entropy band [{low_nats}, {high_nats}] nats is empty")
+
+
+def check_random_fraction(random_fraction: float) -> None:
+    """Raises ValueError if it is no share."""
+    if not 0 <= random_fraction <= 1:
+        raise ValueError(f"random_fraction must lie in [0, 1], not {random_fraction}")
+
+
 def _check_choice(
     entropy_BS: np.ndarray | None,
     eligible_BS: np.ndarray,
@@ -133,8 +145,7 @@ def _check_choice(
 ) -> None:
     if mode not in ("entropy", "random"):
         raise ValueError(f"mode must be 'entropy' or 'random', not {mode!r}")
-    if not 0 <= random_fraction <= 1:
-        raise ValueError(f"random_fraction must lie in [0, 1], not {random_fraction}")
+    check_random_fraction(random_fraction)
     if eligible_BS[:, :1].any():
         raise ValueError("a cut at trunk position 0 has nothing to its left and is never eligible")
     if mode == "entropy":
@@ -144,8 +155,7 @@ def _check_choice(
             raise ValueError(
                 f"entropy_BS is {np.shape(entropy_BS)}, eligible_BS is {eligible_BS.shape}"
             )
-        if not low_nats <= high_nats:
-            raise ValueError(f"the entropy band [{low_nats}, {high_nats}] nats is empty")
+        check_band(low_nats, high_nats)
 
 
 def _generator(seed: int, step: int, document_id: int, round_index: int) -> np.random.Generator:

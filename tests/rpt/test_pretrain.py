@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from rpt import cli, config, ledger, loading, pretrain
+from rpt import config, ledger, loading, pretrain
 from tests.rpt import tiny_experiment
 
 GATE = {
@@ -18,18 +18,6 @@ GATE = {
     "pretrain.optimizer.decay_steps": 3,
     "train.seq_len": 320,  # reaches the stories' answers
 }
-
-
-class StopAfter(cli.StopSignal):
-    """A stop signal that is received between two steps, without a signal."""
-
-    def __init__(self, steps: int):
-        self._left = steps
-
-    @property
-    def received(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 def experiment(**changes) -> config.Config:
@@ -78,7 +66,7 @@ def test_the_loss_goes_down_and_every_step_is_logged(uninterrupted):
 def test_stopped_is_uninterrupted(uninterrupted, tmp_path, stop_at):
     """Within the opening mixture, and behind it."""
     run = tmp_path / "run"
-    stopped = pretrain.pretrain(experiment(), run, stop=StopAfter(stop_at))
+    stopped = pretrain.pretrain(experiment(), run, stop=tiny_experiment.StopAfter(stop_at))
     assert (stopped["step"], stopped["finished"]) == (stop_at, False)
     assert (stopped["data"]["main"]["windows"] > 0) == (stop_at > 12)
     assert_same_run(run, pretrain.pretrain(experiment(), run), uninterrupted)
@@ -87,7 +75,7 @@ def test_stopped_is_uninterrupted(uninterrupted, tmp_path, stop_at):
 def test_lost_steps_are_run_again(uninterrupted, tmp_path):
     """Behind the last checkpoint, as a kill loses them: the newest checkpoint is taken away."""
     run = tmp_path / "run"
-    pretrain.pretrain(experiment(), run, stop=StopAfter(14))
+    pretrain.pretrain(experiment(), run, stop=tiny_experiment.StopAfter(14))
     (run / "checkpoints" / "14").rename(tmp_path / "lost")
     assert len(lines(run)) == 14
     assert_same_run(run, pretrain.pretrain(experiment(), run), uninterrupted)
@@ -141,7 +129,7 @@ def test_the_bound_ends_stage_0_below_the_gate(gated):
 def test_stopped_with_a_gate_is_uninterrupted(gated, tmp_path, stop_at):
     """Between two looks, and within the decay."""
     run, settings = tmp_path / "run", experiment(**{**GATE, "pretrain.gate.threshold": 1.1})
-    pretrain.pretrain(settings, run, stop=StopAfter(stop_at))
+    pretrain.pretrain(settings, run, stop=tiny_experiment.StopAfter(stop_at))
     assert_same_run(run, pretrain.pretrain(settings, run), gated)
 
 

@@ -51,18 +51,6 @@ EVERYTHING = {
 }
 
 
-class StopAfter(cli.StopSignal):
-    """A stop signal that is received between two steps, without a signal."""
-
-    def __init__(self, steps: int):
-        self._left = steps
-
-    @property
-    def received(self) -> bool:
-        self._left -= 1
-        return self._left < 0
-
-
 def experiment(base: pathlib.Path | str = "", **changes) -> config.Config:
     """The tiny experiment; changes are by dotted names."""
     found = tiny_experiment.get_config(f"init={base}")
@@ -181,7 +169,7 @@ def test_the_run_directory_says_what_ran(uninterrupted, base):
 def test_stopped_is_uninterrupted(uninterrupted, base, tmp_path, stop_at):
     """Checkpoints are due at 3 and 6: a stop writes one at any step."""
     run = tmp_path / "run"
-    stopped = train.train(experiment(base), run, stop=StopAfter(stop_at))
+    stopped = train.train(experiment(base), run, stop=tiny_experiment.StopAfter(stop_at))
     assert (stopped["step"], stopped["finished"]) == (stop_at, False)
     assert len(lines(run / "metrics.jsonl")) == stop_at
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -271,7 +259,8 @@ def test_killed_and_terminated_is_uninterrupted(uninterrupted, base, tmp_path):
 def test_a_stop_within_the_warm_up_leaves_nothing_that_would_be_continued(base, tmp_path, capsys):
     changes = {"train.warmup_steps": 3, "train.steps": 1}
     settings, run = experiment(base, **changes), tmp_path / "run"
-    cli.report(lambda: train.train(settings, run, stop=StopAfter(1)))  # no SystemExit: status 0
+    stop = tiny_experiment.StopAfter(1)
+    cli.report(lambda: train.train(settings, run, stop=stop))  # no SystemExit: status 0
     printed = capsys.readouterr().out
     assert "warm-up 1/3" in printed
     assert "warm-up 2/3" not in printed
@@ -415,7 +404,7 @@ def test_stopped_with_everything_is_uninterrupted(everything, base, tmp_path, st
         changes["logging.keep_last"] = 1  # so that the checkpoint of step 0 is gone
     run = tmp_path / "run"
     # Each step of the warm-up asks for the signal too.
-    stop = StopAfter(EVERYTHING["train.warmup_steps"] + stop_at)
+    stop = tiny_experiment.StopAfter(EVERYTHING["train.warmup_steps"] + stop_at)
     assert train.train(experiment(base, **changes), run, stop=stop)["step"] == stop_at
     train.train(experiment(base, **changes), run)
     assert_same_run(run, everything[0])

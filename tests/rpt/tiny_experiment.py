@@ -9,6 +9,19 @@ is rewarded in some thoughts of a group and not in others.
 from ml_collections import ConfigDict
 
 from configs import common
+from rpt import cli
+
+
+class StopAfter(cli.StopSignal):
+    """A stop signal that is received between two steps, without a signal."""
+
+    def __init__(self, steps: int):
+        self._left = steps
+
+    @property
+    def received(self) -> bool:
+        self._left -= 1
+        return self._left < 0
 
 
 def get_config(arg: str = "") -> ConfigDict:
