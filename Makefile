@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 demo: $(VENV)/installed-plot
 	$(BIN)/python -m rpt.experiment --config=$(CONFIG) --workdir=$(WORKDIR)
 
-test: lint
+test: lint $(VENV)/libtpu
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev
@@ -24,6 +24,11 @@ $(VENV)/installed-%: setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$*]'
 	touch $@
+
+# The TPU compiler, for the tests that compile for TPU. Beside the other packages and not among them:
+# there jax would look for a TPU at every start. Where it has no wheel these tests are skipped.
+$(VENV)/libtpu: $(VENV)/installed-dev
+	-$(BIN)/python -m pip install --quiet --no-deps --target $@ 'libtpu==0.0.42.*'
 
 clean:
 	rm -rf $(VENV)

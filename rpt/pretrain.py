@@ -12,8 +12,10 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from data import pipeline, tokenizers
 from rpt import checkpoint, cli, gate, ledger, loading, optimizers, runs, sharding, update
@@ -39,10 +41,22 @@ def pretrain(
       overrides: command line overrides, for the record.
       stop: asks the loop to save and end.
     """
+    mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
+    with jax.set_mesh(mesh):
+        return _pretrain(config, workdir, mesh, init, overrides or {}, stop)
+
+
+def _pretrain(
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    init: pathlib.Path | None,
+    overrides: dict[str, Any],
+    stop: cli.StopSignal | None,
+) -> dict[str, Any]:
     settings = config.pretrain
     loaded = loading.load_run(init) if init else loading.start(config)
     model, tokenizer = loaded.model, loaded.tokenizer
-    mesh = sharding.make_mesh(config.mesh, settings.batch_size)
     streams = _Streams(config, tokenizer)
     measure = gate.Gate(config, model, tokenizer) if settings.gate.labels else None
     optimizer = optimizers.make(settings.optimizer)
@@ -50,7 +64,7 @@ def pretrain(
     beginning = streams.get_state()
     streams.next(step=0)
     streams.set_state(beginning)
-    runs.open_run(workdir, config, model, tokenizer, overrides or {}, "pretrain", str(init or ""))
+    runs.open_run(workdir, config, model, tokenizer, overrides, "pretrain", str(init or ""))
 
     # ---- state: fresh or restored ---------------------------------------------------------------
     params = loading.place(mesh, model, loaded.params)

@@ -25,12 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import tokenizers
-from kernels.logprob import api as logprob
-from kernels.sample import api as sampling
+from kernels.branch_attention import api as branch_attention
 from kernels.sample import noise
-from rpt import formats
+from rpt import formats, ops
 from rpt.model import config as config_lib
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 THINK, FORCE, ANSWER, DONE = range(4)
 
@@ -195,7 +194,7 @@ def rollout(
     Args:
       model: static model shape.
       config: static sampling settings.
-      params: the sampling copy of the parameters.
+      params: parameters, of which a sampling copy is made.
       tables: of `make_tables`.
       kv_LBSKH: the trunk's keys and values under the same parameters.
       cut_BC: trunk positions; the branches of cut c see positions [0, c) of their row.
@@ -211,20 +210,23 @@ def rollout(
     keys = branch_keys(seed, step, round_, document_ids_B, hi_BR, G)
     T = total_positions(config, tables)
     tail = int(tables.tail_ids.shape[0])
-    branches = _start(tables, jnp.asarray(hi_BR), jnp.asarray(live_BR), keys, target_BR, T)
-    finished = branches
     sizes = _ladder(config.chunk_tokens + tail, T)
-    cache = _empty_cache(model, branches, sizes[0])
+    branches, cache = start(
+        model, tables, jnp.asarray(hi_BR), jnp.asarray(live_BR), keys, target_BR, T, sizes[0]
+    )
+    finished = branches
+    copy = decoding.sampling_copy(model, params)
+    trunk = decoding.prepare_trunk(model, kv_LBSKH)
     decode_steps = []
     if tail > 1:
-        cache = _prefill(model, params, kv_LBSKH, cache, branches, tables.tail_ids[:-1])
+        cache = prefill(model, copy, kv_LBSKH, cache, branches, tables.tail_ids[:-1])
         decode_steps.append((tail - 1, hi_BR.shape[1], 0))
     t = tail - 1
     for i, size in enumerate(sizes):
         if i:
-            cache = _grow(cache, size)
-        branches, cache, end, live = _decode(
-            model, config, params, tables, kv_LBSKH, cache, branches, jnp.int32(t),
+            cache = grow(cache, size)
+        branches, cache, end, live = decode(
+            model, config, copy, tables, trunk, cache, branches, jnp.int32(t), size,
             target_BC is not None,
         )  # fmt: skip
         live, end = int(live), int(end)
@@ -259,14 +261,17 @@ def _bucket(live: int, R: int, multiple: int) -> int:
     return R
 
 
-@functools.partial(jax.jit, static_argnames=("T",))
-def _start(tables, hi_BR, live_BR, key_BR2, target_BR, T) -> Branches:
+@functools.partial(jax.jit, static_argnames=("model", "T", "size"))
+def start(
+    model, tables, hi_BR, live_BR, key_BR2, target_BR, T, size
+) -> tuple[Branches, decoding.Cache]:
+    """Branches of T positions at their beginning, and an empty cache of `size` positions."""
     B, R = hi_BR.shape
     tail = tables.tail_ids.shape[0]
     zeros_BR = jnp.zeros((B, R), jnp.int32)
     float_BRT = jnp.zeros((B, R, T), jnp.float32)
     tokens_BRT = jnp.zeros((B, R, T), jnp.int32).at[:, :, :tail].set(tables.tail_ids)
-    return Branches(
+    branches = Branches(
         slot_BR=jnp.broadcast_to(jnp.arange(R, dtype=jnp.int32), (B, R)),
         lo_BR=zeros_BR,
         hi_BR=hi_BR,
@@ -286,62 +291,46 @@ def _start(tables, hi_BR, live_BR, key_BR2, target_BR, T) -> Branches:
         best_BRT=jnp.zeros((B, R, T), jnp.int32),
         target_log_prob_BRT=float_BRT,
     )
-
-
-def _empty_cache(model, branches, size) -> transformer.KeyValues:
-    B, R = branches.slot_BR.shape
-    shape = (model.num_layers, B, R, size, model.num_kv_heads, model.head_width)
-    return transformer.KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+    return ops.split_rows((branches, decoding.empty_cache(model, B, R, size)))
 
 
 @functools.partial(jax.jit, static_argnames=("size",))
-def _grow(cache, size) -> transformer.KeyValues:
-    return jax.tree.map(
-        lambda x: jnp.pad(x, ((0, 0),) * 3 + ((0, size - x.shape[3]),) + ((0, 0),) * 2), cache
-    )
+def grow(cache, size) -> decoding.Cache:
+    return tuple(branch_attention.grow(past, size) for past in cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnums=3)
-def _prefill(model, params, kv_LBSKH, cache, branches, ids) -> transformer.KeyValues:
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def prefill(model, copy, kv_LBSKH, cache, branches, ids) -> decoding.Cache:
     """Runs the tail but its last token, which is the first input of the decode loop."""
-    tokens_BRT = jnp.broadcast_to(ids, (*branches.hi_BR.shape, ids.shape[0]))
-    start_BR = branches.hi_BR - branches.lo_BR
-    _, new = transformer.branch(
-        model, params, kv_LBSKH, tokens_BRT, branches.lo_BR, branches.hi_BR, start_BR
-    )
-    return _write(cache, new, 0)
-
-
-def _write(cache, new, t) -> transformer.KeyValues:
-    return jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), t, 3), cache, new
-    )
+    lo_BR, hi_BR = branches.lo_BR, branches.hi_BR
+    tokens_BRT = jnp.broadcast_to(ids, (*hi_BR.shape, ids.shape[0]))
+    return decoding.prefill(model, copy, kv_LBSKH, cache, tokens_BRT, lo_BR, hi_BR, hi_BR - lo_BR)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "config", "record"), donate_argnames=("cache",)
+    jax.jit,
+    static_argnames=("model", "config", "size", "record"),
+    donate_argnames=("cache",),
 )
-def _decode(model, config, params, tables, kv_LBSKH, cache, branches, t, record):
-    """Decodes until the cache is full or every branch has ended.
+def decode(model, config, copy, tables, trunk, cache, branches, t, size, record):
+    """Decodes until the cache of `size` positions is full or every branch has ended.
 
     Returns branches, cache, the position reached, and the largest number of live branches of a
     document.
     """
-    size = cache.keys.shape[3]
     last = min(size, branches.tokens_BRT.shape[2] - 1)
-    unembedding_VD = transformer.unembedding(model, params)
-    start_BR = branches.hi_BR - branches.lo_BR
+    lo_BR, hi_BR = branches.lo_BR, branches.hi_BR
+    rotations = decoding.rotations(model, trunk, size)
 
     def body(state):
         branches, cache, t = state
-        token_BR1 = jax.lax.dynamic_slice_in_dim(branches.tokens_BRT, t, 1, axis=2)
-        hidden, new = transformer.branch(
-            model, params, kv_LBSKH, token_BR1, branches.lo_BR, branches.hi_BR, start_BR,
-            transformer.Past(cache, t),
-        )  # fmt: skip
-        logits = logprob.logits(hidden[:, :, 0], unembedding_VD)
-        branches = _advance(config, tables, branches, logits, t + 1, record)
-        return branches, _write(cache, new, t), t + 1
+        token_BR = jax.lax.dynamic_index_in_dim(branches.tokens_BRT, t, axis=2, keepdims=False)
+        hidden_BRD, cache = decoding.step(
+            model, copy, trunk, cache, token_BR, lo_BR, hi_BR, hi_BR - lo_BR, t, rotations
+        )
+        hidden_MD = hidden_BRD.reshape(-1, hidden_BRD.shape[-1])
+        branches = _advance(config, tables, branches, hidden_MD, copy.unembedding_VD, t + 1, record)
+        return branches, cache, t + 1
 
     def unfinished(state):
         branches, _, t = state
@@ -352,13 +341,13 @@ def _decode(model, config, params, tables, kv_LBSKH, cache, branches, t, record)
     return branches, cache, t, live
 
 
-def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branches:
+def _advance(config, tables, branches: Branches, hidden_MD, unembedding_VD, t, record) -> Branches:
     """Writes the token at position t of every live branch and moves its phase on."""
-    B, R, V = logits_BRV.shape
-    logits_MV = logits_BRV.reshape(B * R, V)
+    B, R = branches.phase_BR.shape
     keys_M2 = noise.fold(branches.key_BR2.reshape(B * R, 2), jnp.full(B * R, t, jnp.uint32))
-    drawn = sampling.sample(
-        logits_MV,
+    drawn = ops.sample(
+        hidden_MD,
+        unembedding_VD,
         keys_M2,
         temperature=config.temperature,
         top_k=config.top_k,
@@ -382,9 +371,8 @@ def _advance(config, tables, branches: Branches, logits_BRV, t, record) -> Branc
         )
 
     if record:
-        target_BR = jnp.take_along_axis(logits_BRV, branches.target_BR[..., None], -1)[..., 0]
-        target_BR = target_BR - jax.nn.logsumexp(logits_BRV, axis=-1)
-        target_BR = jnp.where(phase == DONE, 0.0, target_BR)
+        target = ops.logprob(hidden_MD, unembedding_VD, branches.target_BR.reshape(-1))
+        target_BR = jnp.where(phase == DONE, 0.0, target.log_prob_M.reshape(B, R))
         moved = moved._replace(target_log_prob_BRT=put(branches.target_log_prob_BRT, target_BR))
     return moved._replace(
         length_BR=jnp.where(phase != DONE, t + 1, branches.length_BR),
@@ -467,6 +455,5 @@ def _compact(finished, branches, cache, keep):
     def take(x):
         return jax.vmap(lambda row, order: row[order])(x, order_BR)
 
-    taken = jax.vmap(lambda x, order: x[:, order], in_axes=(1, 0), out_axes=1)
-    cache = jax.tree.map(lambda x: taken(x, order_BR), cache)
+    cache = tuple(branch_attention.take(past, order_BR) for past in cache)
     return finished, jax.tree.map(take, branches), cache

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.logprob import api as logprob
+from rpt import ops
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
@@ -46,30 +47,15 @@ def score_trunk(
     B, S, D = hidden_BSD.shape
     hidden_MD = hidden_BSD[:, :-1].reshape(-1, D)
     target_M = tokens_BS[:, 1:].reshape(-1)
-    scores = _score_rows(unembedding_VD, hidden_MD, target_M)
-    scores = jax.tree.map(lambda x: jnp.pad(x.reshape(B, S - 1), ((0, 0), (1, 0))), scores)
-    return scores, kv
-
-
-def _score_rows(unembedding_VD, hidden_MD, target_M) -> TrunkScores:
-    """In chunks of rows, so that logits never take more than one buffer."""
-
-    def one(hidden_MD, target_M) -> TrunkScores:
-        logits_MV = logprob.logits(hidden_MD, unembedding_VD)
-        log_probs_MV = jax.nn.log_softmax(logits_MV, axis=-1)
-        top_MK, _ = jax.lax.top_k(log_probs_MV, min(FILTER_TOP, log_probs_MV.shape[1]))
-        return TrunkScores(
-            entropy_BS=_entropy(log_probs_MV),
-            filter_entropy_BS=_entropy(jax.nn.log_softmax(top_MK, axis=-1)),
-            best_BS=jnp.argmax(logits_MV, axis=-1).astype(jnp.int32),
-            target_log_prob_BS=jnp.take_along_axis(log_probs_MV, target_M[:, None], -1)[:, 0],
-        )
-
-    return logprob.map_rows(one, (hidden_MD, target_M), unembedding_VD.shape[0])
-
-
-def _entropy(log_probs_MV: jax.Array) -> jax.Array:
-    return -jnp.sum(jnp.exp(log_probs_MV) * log_probs_MV, axis=-1)
+    found = ops.score(hidden_MD, unembedding_VD, target_M, top=min(FILTER_TOP, len(unembedding_VD)))
+    log_probs_MK = jax.nn.log_softmax(found.top_logits_MK, axis=-1)
+    scores = TrunkScores(
+        entropy_BS=found.entropy_M,
+        filter_entropy_BS=-jnp.sum(jnp.exp(log_probs_MK) * log_probs_MK, axis=-1),
+        best_BS=found.top_ids_MK[:, 0],
+        target_log_prob_BS=found.log_prob_M,
+    )
+    return jax.tree.map(lambda x: jnp.pad(x.reshape(B, S - 1), ((0, 0), (1, 0))), scores), kv
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
@@ -38,7 +38,22 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
       ValueError: the axes do not multiply to the number of devices, or the batch does not
         divide over them.
     """
-    count = jax.device_count()
+    shape = mesh_shape(config, jax.device_count())
+    rows = shape[0] * shape[1]
+    if batch_size % rows:
+        raise ValueError(
+            f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
+            f"make it a multiple of {rows} or change config.mesh"
+        )
+    return Mesh(np.asarray(jax.devices()).reshape(shape), MESH_AXES)
+
+
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int]:
+    """Devices per axis of MESH_AXES, for `count` devices.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
     if min(config.replica, config.tensor) < 1 or (config.fsdp < 1 and config.fsdp != -1):
         raise ValueError("config.mesh: axes must be at least 1 (fsdp=-1 takes all devices left)")
     fixed = config.replica * config.tensor
@@ -48,17 +63,10 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
             f"mesh replica={config.replica} x fsdp={config.fsdp} x tensor={config.tensor} does not "
             f"use the {count} device(s) exactly; set config.mesh to axes whose product is {count}"
         )
-    rows = config.replica * fsdp
-    if batch_size % rows:
-        raise ValueError(
-            f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
-            f"make it a multiple of {rows} or change config.mesh"
-        )
-    devices = np.asarray(jax.devices()).reshape(config.replica, fsdp, config.tensor)
-    return Mesh(devices, MESH_AXES)
+    return config.replica, fsdp, config.tensor
 
 
-def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
+def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any) -> Any:
     """A NamedSharding per parameter; an axis that does not divide is replicated."""
 
     def one(axes: PartitionSpec, shape) -> NamedSharding:
@@ -79,7 +87,7 @@ def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
     return jax.tree.map(one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def _size(mesh: Mesh, logical_axis: str) -> int:
+def _size(mesh: Mesh | AbstractMesh, logical_axis: str) -> int:
     rule = RULES[logical_axis]
     return 1 if rule is None else mesh.shape[rule]
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from data import pipeline
 from rpt import (
@@ -50,6 +51,18 @@ def train(
     stop: cli.StopSignal | None = None,
 ) -> dict[str, Any]:
     """Runs (or continues) to the last step or to a stop signal; returns the summary."""
+    mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
+    with jax.set_mesh(mesh):
+        return _train(config, workdir, mesh, overrides or {}, stop)
+
+
+def _train(
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    overrides: dict[str, Any],
+    stop: cli.StopSignal | None,
+) -> dict[str, Any]:
     settings = config.train
     init = pathlib.Path(settings.init) if settings.init else None
     loaded = loading.load_run(init) if init else loading.start(config)
@@ -57,7 +70,6 @@ def train(
     template = formats.load_template(config.data.template)
     task = experience.Task(model, config, tokenizer, template)
     header = loading.header_ids(tokenizer, template.header, config.data.add_bos)
-    mesh = sharding.make_mesh(config.mesh, settings.batch_size)
     stream = pipeline.trunk_batches(
         loading.open_mixture(settings.mixture),
         tokenizer,
@@ -84,7 +96,7 @@ def train(
     _ = task.tables
     if settings.warmup_steps:
         warmup.make_form(task)
-    runs.open_run(workdir, config, model, tokenizer, overrides or {}, "train")
+    runs.open_run(workdir, config, model, tokenizer, overrides, "train")
 
     began = time.monotonic()
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from kernels.logprob import api as logprob
-from rpt import objectives
+from rpt import objectives, ops
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
@@ -105,12 +105,12 @@ def gradients(
     Returns:
       gradients like params, and {loss terms}.
     """
-    ntp, kv, backward = _trunk_forward(model, params, trunk)
-    total = _zeros(params, kv)
+    ntp, kv, backward = trunk_forward(model, params, trunk)
+    total = zeros(model, params, kv)
     for batch in batches:
-        total = _accumulate(model, objective, temperature, params, kv, batch, total)
+        total = accumulate(model, objective, temperature, params, kv, batch, total)
     ntp_weight = jnp.float32(objective.ntp_weight)
-    grads = _trunk_backward(model, backward, total.params, total.kv_LBSKH, ntp_weight)
+    grads = trunk_backward(model, backward, total.params, total.kv_LBSKH, ntp_weight)
     metrics = {name: getattr(total.terms, name) for name in total.terms._fields}
     return grads, {"ntp": ntp, **metrics}
 
@@ -129,7 +129,7 @@ def ntp_gradients(model, params, trunk: TrunkInputs) -> tuple[jax.Array, Any]:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _trunk_forward(model, params, trunk: TrunkInputs):
+def trunk_forward(model, params, trunk: TrunkInputs):
     """NTP loss, keys and values, and the VJP that waits for their cotangents."""
 
     def forward(params):
@@ -146,7 +146,7 @@ def _trunk_forward(model, params, trunk: TrunkInputs):
 def weighted_nll(model, params, hidden_BSD, tokens_BS, weight_BS) -> jax.Array:
     """Sum over target tokens of weight * -log p(token | tokens before it), in nats."""
     D = hidden_BSD.shape[-1]
-    result = logprob.logprob(
+    result = ops.logprob(
         hidden_BSD[:, :-1].reshape(-1, D),
         transformer.unembedding(model, params),
         tokens_BS[:, 1:].reshape(-1),
@@ -154,17 +154,24 @@ def weighted_nll(model, params, hidden_BSD, tokens_BS, weight_BS) -> jax.Array:
     return -jnp.sum(weight_BS[:, 1:].reshape(-1) * result.log_prob_M)
 
 
-@jax.jit
-def _zeros(params, kv) -> Gradients:
-    zeros = functools.partial(jnp.zeros_like, dtype=jnp.float32)
+@functools.partial(jax.jit, static_argnames=("model",))
+def zeros(model, params, kv) -> Gradients:
+    zero = functools.partial(jnp.zeros_like, dtype=jnp.float32)
     terms = objectives.PolicyTerms(*[jnp.float32(0)] * len(objectives.PolicyTerms._fields))
-    return Gradients(jax.tree.map(zeros, params), jax.tree.map(zeros, kv), terms)
+    return _spread(model, Gradients(jax.tree.map(zero, params), jax.tree.map(zero, kv), terms))
+
+
+def _spread(model, total: Gradients) -> Gradients:
+    """Laid out over the mesh as the parameters and the trunk are: zeros depend on no argument, so
+    the compiler alone would put all of them on every device."""
+    params = ops.split_parameters(total.params, transformer.logical_axes(model))
+    return total._replace(params=params, kv_LBSKH=ops.split_rows(total.kv_LBSKH, axis=1))
 
 
 @functools.partial(
     jax.jit, static_argnames=("model", "objective", "temperature"), donate_argnames=("total",)
 )
-def _accumulate(model, objective, temperature, params, kv, batch: MicroBatch, total: Gradients):
+def accumulate(model, objective, temperature, params, kv, batch: MicroBatch, total: Gradients):
     """Adds one micro-batch's gradients of parameters and of keys and values."""
 
     def loss(params, kv):
@@ -178,7 +185,7 @@ def _accumulate(model, objective, temperature, params, kv, batch: MicroBatch, to
     summed = jax.tree.map(jnp.add, total.terms, terms)
     # A maximum is the one term that does not add up.
     summed = summed._replace(mismatch_max=jnp.maximum(total.terms.mismatch_max, terms.mismatch_max))
-    return Gradients(params_sum, kv_sum, summed)
+    return _spread(model, Gradients(params_sum, kv_sum, summed))
 
 
 def policy_loss(
@@ -212,7 +219,7 @@ def branch_log_probs(model, temperature, params, kv, batch: MicroBatch) -> logpr
         model, params, kv, batch.tokens_BRT[:, :, :-1], lo_BR, hi_BR, hi_BR - lo_BR
     )
     threshold = batch.threshold_BRT
-    return logprob.logprob(
+    return ops.logprob(
         hidden.reshape(-1, hidden.shape[-1]),
         transformer.unembedding(model, params),
         batch.tokens_BRT[:, :, 1:].reshape(-1),
@@ -232,7 +239,7 @@ def with_reference(
     model, temperature: float, params, trunk: TrunkInputs, batches: list[MicroBatch]
 ) -> list[MicroBatch]:
     """The batches with log-probabilities of their tokens under the reference parameters."""
-    _, kv, _ = _trunk_forward(model, params, trunk)
+    _, kv, _ = trunk_forward(model, params, trunk)
     return [
         batch._replace(reference_BRT=_reference(model, temperature, params, kv, batch))
         for batch in batches
@@ -240,11 +247,12 @@ def with_reference(
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("direct",))
-def _trunk_backward(model, backward, direct, kv_cotangent, ntp_weight):
+def trunk_backward(model, backward, direct, kv_cotangent, ntp_weight):
     # Summed in float32; a VJP takes cotangents of its outputs' own type only.
     kv_cotangent = jax.tree.map(lambda x: x.astype(model.dtype), kv_cotangent)
     (through_trunk,) = backward((ntp_weight, kv_cotangent))
-    return jax.tree.map(jnp.add, direct, through_trunk)
+    grads = jax.tree.map(jnp.add, direct, through_trunk)
+    return ops.split_parameters(grads, transformer.logical_axes(model))
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer",), donate_argnames=("opt_state",))

@@ -28,8 +28,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data import pipeline
-from kernels.logprob import api as logprob
-from kernels.sample import api as sampling
 from kernels.sample import noise
 from rpt import (
     cli,
@@ -37,6 +35,7 @@ from rpt import (
     formats,
     ledger,
     objectives,
+    ops,
     optimizers,
     positions,
     rollout,
@@ -45,7 +44,7 @@ from rpt import (
     update,
 )
 from rpt.model import config as model_config
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 # Identifies the warm-up's noise among the rounds of dynamic sampling, which count from 0.
 _ROUND = 2**16
@@ -268,27 +267,25 @@ def continuations(
       int32 [B, R, length]; it goes on behind tokens that end a text.
     """
     B, R = cut_BR.shape
-    unembedding_VD = transformer.unembedding(model, params)
-    shape = (model.num_layers, B, R, length, model.num_kv_heads, model.head_width)
-    cache = transformer.KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+    copy = decoding.sampling_copy(model, params)
+    trunk = decoding.prepare_trunk(model, kv_LBSKH)
+    cache = decoding.empty_cache(model, B, R, length)
+    rotations = decoding.rotations(model, trunk, length)
     start_BR = cut_BR - 1  # the first token of the branch is the last of the context
 
     def body(carry, t):
         token_BR, cache = carry
-        hidden_BR1D, new = transformer.branch(
-            model, params, kv_LBSKH, token_BR[..., None], jnp.zeros_like(cut_BR), start_BR,
-            start_BR, transformer.Past(cache, t),
+        hidden_BRD, cache = decoding.step(
+            model, copy, trunk, cache, token_BR, jnp.zeros_like(cut_BR), start_BR, start_BR, t,
+            rotations,
         )  # fmt: skip
-        logits_MV = logprob.logits(hidden_BR1D[:, :, 0], unembedding_VD).reshape(B * R, -1)
-        drawn = sampling.sample(
-            logits_MV,
+        drawn = ops.sample(
+            hidden_BRD.reshape(B * R, -1),
+            copy.unembedding_VD,
             noise.fold(key_BR2.reshape(B * R, 2), jnp.full(B * R, t, jnp.uint32)),
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
-        )
-        cache = jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), t, 3), cache, new
         )
         token_BR = drawn.token_M.reshape(B, R).astype(jnp.int32)
         return (token_BR, cache), token_BR

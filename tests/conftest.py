@@ -16,6 +16,9 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false",
 )
 
+# Some tests compile for TPUs that are not there; none may look for one. Set it to test on a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import jax.numpy as jnp
 import numpy as np

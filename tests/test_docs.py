@@ -82,7 +82,7 @@ def assigned(module: str, function_name: str, variable: str) -> set[str]:
 def laps() -> set[str]:
     return {
         f"seconds_{node.args[0].value}"
-        for node in ast.walk(function("train", "train"))
+        for node in ast.walk(function("train", "_train"))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "lap"
@@ -99,8 +99,8 @@ def metric_names() -> set[str]:
         returned("stepmetrics", "of_experience")
         | returned("stepmetrics", "of_update")
         | returned("stepmetrics", "seconds")
-        | assigned("train", "train", "metrics")
-        | assigned("pretrain", "pretrain", "metrics")
+        | assigned("train", "_train", "metrics")
+        | assigned("pretrain", "_pretrain", "metrics")
     )
     assert {name for name in names if "*" in name} == {"answers_*"}, "a pattern this test must know"
     return (names - {"answers_*"}) | {f"answers_{c}" for c in rewards.CATEGORIES} | laps()
@@ -112,7 +112,7 @@ def summary_names() -> set[str]:
         for node in ast.walk(function("pretrain", "_GateState"))
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    both = assigned("train", "train", "summary") | assigned("pretrain", "pretrain", "summary")
+    both = assigned("train", "_train", "summary") | assigned("pretrain", "_pretrain", "summary")
     inner = {"training_flops", "passed", *ledger.KINDS}
     return both | gate | inner | fields(ledger.Ledger)
 

@@ -1,25 +1,31 @@
-"""Attention of branch queries to a shared trunk, to the branch's past, and to the branch.
+"""Attention of branches to a shared trunk and to themselves.
 
-The three parts are merged by log-sum-exp, so the result is one softmax over all visible keys.
-The trunk's keys are read once per document for all its branches: the R*T*(N/K) queries of a
-document meet them in one matrix product per key/value head.
+Both parts are one softmax, merged by log-sum-exp. The trunk's keys are read once per document or
+block of branches, and not once per branch: the R*T*g queries of a document meet them in matrix
+products shared by a key/value head. Tiles of the trunk beyond the furthest cut are skipped.
 
-Letters: B documents, S trunk positions, R branches, T positions, U past positions, K key/value
-heads, g query heads per key/value head, H head width.
+    op                 lowered for   shapes                                       implementation
+    branch_attention   TPU           float32 or bfloat16, H a multiple of 8       pallas
+    decode_attention                 up to 256
+    both               TPU           others                                       chunked
+    both               CPU, GPU      all                                          chunked
+
+Letters: B documents, S trunk positions, R branches, T branch positions, U cached positions of a
+branch, N query heads, K key/value heads, g = N/K query heads per key/value head, H head width.
 """
 
-from typing import NamedTuple
+import functools
 
 import jax
-import jax.numpy as jnp
 
+from kernels import dispatch
+from kernels.branch_attention import cache, chunked, decode, pallas_tpu, reference
 
-class _Part(NamedTuple):
-    """A softmax over some of the keys: maximum and sum [B, R, K, T, g, 1], unnormalised mix."""
-
-    maximum: jax.Array
-    total: jax.Array
-    mix_BRKTgH: jax.Array
+Past = cache.Past
+Trunk = cache.Trunk
+PAST_AXES, TRUNK_AXES = cache.PAST_AXES, cache.TRUNK_AXES
+empty_past, append, extend = cache.empty_past, cache.append, cache.extend
+grow, take, prepare_trunk = cache.grow, cache.take, cache.prepare_trunk
 
 
 def branch_attention(
@@ -29,10 +35,13 @@ def branch_attention(
     trunk: tuple[jax.Array, jax.Array],
     lo_BR: jax.Array,
     hi_BR: jax.Array,
-    past: tuple[jax.Array, jax.Array] | None,
-    past_length: jax.Array | None,
+    *,
+    implementation: dispatch.Implementation | None = None,
 ) -> jax.Array:
-    """Softmax attention over trunk[lo:hi], past[:past_length] and the branch itself, causally.
+    """Softmax attention over trunk[lo:hi] and, causally, the branch itself.
+
+    Differentiable, in reverse mode, in everything but lo and hi. Gradients come in the dtypes of
+    their arguments; those of the trunk are summed over all branches in float32.
 
     Args:
       query_BRTNH: rotated queries, unscaled.
@@ -41,72 +50,117 @@ def branch_attention(
       trunk: rotated keys and values [B, S, K, H].
       lo_BR: first visible trunk position of each branch.
       hi_BR: one past the last; hi == lo means that the branch sees nothing of the trunk.
-      past: keys and values [B, R, U, K, H] of earlier branch positions, or None.
-      past_length: how many of the U are filled, the same for all branches.
+      implementation: see the table above and kernels/dispatch.py.
 
     Returns:
       [B, R, T, N, H] in the query's dtype; the softmax is computed in float32.
+
+    Raises:
+      ValueError: shapes that do not fit each other, or an implementation that is unknown or cannot
+        take these.
     """
-    B, R, T, N, H = query_BRTNH.shape
-    K = key_BRTKH.shape[-2]
-    query = (query_BRTNH * H**-0.5).reshape(B, R, T, K, N // K, H)
-    trunk_key, trunk_value = trunk
+    B, R, T, N, H = _rank("query", query_BRTNH, 5)
+    S, K = _rank("trunk", trunk[0], 4)[1:3]
+    own, shared = (B, R, T, K, H), (B, S, K, H)
+    _check("own keys and values", own, key_BRTKH, value_BRTKH)
+    _check("the trunk's keys and values", shared, *trunk)
+    _check("lo and hi", (B, R), lo_BR, hi_BR)
+    _check_heads(N, K)
+    arrays = (query_BRTNH, key_BRTKH, value_BRTKH, *trunk, lo_BR, hi_BR)
+    if implementation == "reference":
+        return reference.branch_attention(*arrays)
+    return _attend(implementation, *arrays)
 
-    s = jnp.arange(trunk_key.shape[1])
-    visible_BRS = (s >= lo_BR[..., None]) & (s < hi_BR[..., None])
-    # Each part keeps its logits in the order its matrix products make: B and K outside for the
-    # trunk, B, R and K outside for the rest. Only maxima, sums and mixes are ever transposed.
-    trunk_part = _part(
-        _dot("BRTKgH,BSKH->BKRTgS", query, trunk_key),
-        visible_BRS[:, None, :, None, None, :],
-        "BKRTgS,BSKH->BKRTgH",
-        trunk_value,
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(implementation, *arrays) -> jax.Array:
+    return _attend_forward(implementation, *arrays)[0]
+
+
+def _attend_forward(implementation, *arrays):
+    out, lse = dispatch.run(
+        implementation,
+        {"chunked": chunked.forward, "pallas": pallas_tpu.forward},
+        *arrays,
+        unsupported=pallas_tpu.unsupported(*arrays[:5]),
     )
-    parts = [
-        _Part(*[jnp.swapaxes(x, 1, 2) for x in trunk_part]),
-        _part(
-            _dot("BRTKgH,BRUKH->BRKTgU", query, key_BRTKH),
-            jnp.tril(jnp.ones((T, T), bool))[:, None, :],
-            "BRKTgU,BRUKH->BRKTgH",
-            value_BRTKH,
-        ),
-    ]
-    if past is not None and past_length is not None:
-        past_key, past_value = past
-        parts.append(
-            _part(
-                _dot("BRTKgH,BRUKH->BRKTgU", query, past_key),
-                jnp.arange(past_key.shape[2]) < past_length,
-                "BRKTgU,BRUKH->BRKTgH",
-                past_value,
-            )
-        )
-    mixed_BRTKgH = jnp.moveaxis(_merge(parts), 2, 3)
-    return mixed_BRTKgH.reshape(B, R, T, N, H).astype(query_BRTNH.dtype)
+    return out, (arrays, out, lse)
 
 
-def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+def _attend_backward(implementation, residuals, dout):
+    arrays, out, lse = residuals
+    gradients = dispatch.run(
+        implementation,
+        {"chunked": chunked.backward, "pallas": pallas_tpu.backward},
+        *(*arrays, out, lse, dout),
+        unsupported=pallas_tpu.unsupported(*arrays[:5]),
+    )
+    return *gradients, None, None
 
 
-def _part(logits: jax.Array, mask: jax.Array, spec: str, values: jax.Array) -> _Part:
-    # A finite floor instead of -inf: a part without any visible key must vanish in the merge
-    # and must not make NaN in the gradient.
-    logits = jnp.where(mask, logits, -1e30)
-    maximum = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    weights = jnp.where(mask, jnp.exp(logits - maximum), 0.0)
-    mix = jnp.einsum(spec, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return _Part(maximum, jnp.sum(weights, -1, keepdims=True), mix)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _merge(parts: list[_Part]) -> jax.Array:
-    maximum = parts[0].maximum
-    for part in parts[1:]:
-        maximum = jnp.maximum(maximum, part.maximum)
-    scales = [jnp.exp(part.maximum - maximum) for part in parts]
-    total = jnp.float32(0)
-    mix = jnp.float32(0)
-    for scale, part in zip(scales, parts, strict=True):
-        total += scale * part.total
-        mix += scale * part.mix_BRKTgH
-    return mix / total
+def decode_attention(
+    query_BRNH: jax.Array,
+    trunk: Trunk,
+    lo_BR: jax.Array,
+    hi_BR: jax.Array,
+    past: Past,
+    length: jax.Array,
+    *,
+    implementation: dispatch.Implementation | None = None,
+) -> jax.Array:
+    """One position of every branch: softmax attention over trunk[lo:hi] and past[:length].
+
+    Without a gradient.
+
+    Args:
+      query_BRNH: rotated queries, unscaled.
+      trunk: of `prepare_trunk`.
+      lo_BR, hi_BR: as in `branch_attention`.
+      past: own keys and values, those of this position included, as the last.
+      length: int32, how many of the past's U are written, the same for all branches; at least 1.
+      implementation: see the table above and kernels/dispatch.py.
+
+    Returns:
+      [B, R, N, H] in the query's dtype; the softmax is computed in float32.
+
+    Raises:
+      ValueError: as `branch_attention`.
+    """
+    B, R, N, H = _rank("query", query_BRNH, 4)
+    K, S = _rank("trunk", trunk.key_BKSH, 4)[1:3]
+    U = past.capacity
+    _check("the trunk's keys and values", (B, K, S, H), *trunk)
+    _check("the past's keys", (B, R, K, H, U), past.key_BRKHU)
+    _check("the past's values", (B, R, K, U, H), past.value_BRKUH)
+    _check("lo and hi", (B, R), lo_BR, hi_BR)
+    _check_heads(N, K)
+    arrays = jax.lax.stop_gradient((query_BRNH, trunk, lo_BR, hi_BR, past, length))
+    return dispatch.run(
+        implementation,
+        {
+            "reference": reference.decode_attention,
+            "chunked": decode.decode_attention,
+            "pallas": pallas_tpu.decode_attention,
+        },
+        *arrays,
+        unsupported=pallas_tpu.unsupported(query_BRNH, *trunk, *past),
+    )
+
+
+def _rank(name: str, array: jax.Array, rank: int) -> tuple[int, ...]:
+    if array.ndim != rank:
+        raise ValueError(f"{name} must have {rank} axes, not {array.shape}")
+    return array.shape
+
+
+def _check(name: str, shape: tuple[int, ...], *arrays: jax.Array) -> None:
+    if any(x.shape != shape for x in arrays):
+        raise ValueError(f"{name} must be {shape}, not {', '.join(str(x.shape) for x in arrays)}")
+
+
+def _check_heads(N: int, K: int) -> None:
+    if N % K:
+        raise ValueError(f"{N} query heads cannot share {K} key/value heads equally")

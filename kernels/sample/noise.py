@@ -27,7 +27,12 @@ def root_keys(seed: int | jax.Array, rows: int) -> jax.Array:
 
 def gumbel(keys_M2: jax.Array, ids_V: jax.Array) -> jax.Array:
     """Standard Gumbel noise [M, V] in float32 for vocabulary ids [V]."""
-    bits = _hash(keys_M2[:, :1], keys_M2[:, 1:], ids_V.astype(jnp.uint32)[None, :])
+    return gumbel_at(keys_M2[:, :1], keys_M2[:, 1:], ids_V[None, :])
+
+
+def gumbel_at(first: jax.Array, second: jax.Array, ids: jax.Array) -> jax.Array:
+    """The noise of any arrangement: both halves of the row's key, uint32, broadcast to the ids."""
+    bits = _hash(first, second, ids.astype(jnp.uint32))
     # The maximum is decided by small exponentials, so uniforms near 0 must be fine-grained:
     # -log1p(-w) keeps all 32 bits there. w == 1 after rounding gives -inf: never chosen.
     w = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)

@@ -1,12 +1,11 @@
 """The two primitives over one set of layers: `trunk` and `branch`.
 
 `trunk` runs whole documents once. `branch` runs continuations that each attend a range of a
-trunk row, their own past, and themselves; it serves decoding (one position, with a past) and
-training (all positions, no past) alike. Parameters are an argument, so policy, EMA, sampling
-copy and reference share this module.
+trunk row and themselves. Parameters are an argument, so policy, EMA and reference share this
+module; rollouts decode by `rpt/model/decoding.py` over a copy of the parameters.
 
-Letters: B trunk rows, S trunk positions, R branches, T branch positions, U past branch
-positions, L layers, D width, F feed-forward, V vocabulary, N heads, K key/value heads, H head.
+Letters: B trunk rows, S trunk positions, R branches, T branch positions, L layers, D width, F
+feed-forward, V vocabulary, N heads, K key/value heads, H head.
 """
 
 import functools
@@ -16,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.branch_attention import api as branch_attention
+from rpt import ops
 from rpt.model import config as config_lib
 from rpt.model import rope
 
@@ -32,32 +31,17 @@ class KeyValues(NamedTuple):
     values: jax.Array
 
 
-class Past(NamedTuple):
-    """Earlier positions of the branches: a cache of which the first `length` are filled."""
-
-    kv_LBRUKH: KeyValues
-    length: jax.Array
-
-
 class _Trunk(NamedTuple):
-    """What every trunk layer needs: who may see whom, [B, 1, S, S]."""
+    """What every trunk layer needs: who may see whom."""
 
-    mask_B1SS: jax.Array
+    segments_BS: jax.Array
 
 
 class _Branch(NamedTuple):
-    """What every branch layer needs: the visible range of the trunk, and the past's length."""
+    """What every branch layer needs: the visible range of the trunk."""
 
     lo_BR: jax.Array
     hi_BR: jax.Array
-    past_length: jax.Array | None
-
-
-class _LayerContext(NamedTuple):
-    """What one branch layer reads: the trunk's and the past's keys and values of that layer."""
-
-    trunk: KeyValues
-    past: KeyValues | None
 
 
 def trunk(
@@ -79,11 +63,7 @@ def trunk(
     Returns:
       hidden_BSD after the final norm, and the keys and values [L, B, S, K, H].
     """
-    S = tokens_BS.shape[1]
-    causal_SS = jnp.tril(jnp.ones((S, S), bool))
-    same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
-    inputs = _Trunk(mask_B1SS=(same_BSS & causal_SS)[:, None])
-    return _apply(config, params, tokens_BS, positions_BS, inputs, None)
+    return _apply(config, params, tokens_BS, positions_BS, _Trunk(segments_BS), None)
 
 
 def branch(
@@ -94,9 +74,8 @@ def branch(
     lo_BR: jax.Array,
     hi_BR: jax.Array,
     start_BR: jax.Array,
-    past: Past | None = None,
 ) -> tuple[jax.Array, KeyValues]:
-    """Runs branches: each attends trunk positions lo <= s < hi, its past, and causally itself.
+    """Runs branches: each attends trunk positions lo <= s < hi, and causally itself.
 
     A branch sees exactly what a separate row holding its document up to the cut and then the
     branch would see. Branches are right-padded: causality keeps padding from every real token.
@@ -105,22 +84,25 @@ def branch(
       config: static shape of the model.
       params: a parameter tree.
       kv_LBSKH: what `trunk` returned.
-      tokens_BRT: int32 branch tokens at positions past.length + [0, T).
+      tokens_BRT: int32 branch tokens.
       lo_BR: where each branch's document begins in its trunk row.
       hi_BR: its cut, exclusive.
-      start_BR: rotary position of the branch's first token (of its past, if there is one).
-      past: the branch's earlier positions when decoding.
+      start_BR: rotary position of the branch's first token.
 
     Returns:
-      hidden_BRTD after the final norm, and the new keys and values [L, B, R, T, K, H], which
-      the caller writes into its cache: layers never copy a cache.
+      hidden_BRTD after the final norm, and the branches' keys and values [L, B, R, T, K, H].
     """
-    T = tokens_BRT.shape[-1]
-    offset = 0 if past is None else past.length
-    positions_BRT = start_BR[..., None] + offset + jnp.arange(T, dtype=jnp.int32)
-    inputs = _Branch(lo_BR, hi_BR, None if past is None else past.length)
-    context = _LayerContext(kv_LBSKH, None if past is None else past.kv_LBRUKH)
-    return _apply(config, params, tokens_BRT, positions_BRT, inputs, context)
+    positions_BRT = start_BR[..., None] + jnp.arange(tokens_BRT.shape[-1], dtype=jnp.int32)
+    inputs = _Branch(lo_BR, hi_BR)
+    return _apply(config, params, tokens_BRT, positions_BRT, inputs, kv_LBSKH)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in x's dtype (arXiv 1910.07467)."""
+    # Squares of bfloat16 activations lose too much: the norm is always float32.
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + epsilon)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def _apply(config: ModelConfig, params: Params, *inputs: Any) -> tuple[jax.Array, KeyValues]:
@@ -151,8 +133,7 @@ def num_parameters(config: ModelConfig) -> int:
 
 def _boxed_init(config: ModelConfig, key: jax.Array) -> Params:
     tokens = jnp.zeros((1, 1), jnp.int32)
-    inputs = _Trunk(jnp.ones((1, 1, 1, 1), bool))
-    return _Transformer(config).init(key, tokens, tokens, inputs, None)["params"]
+    return _Transformer(config).init(key, tokens, tokens, _Trunk(tokens), None)["params"]
 
 
 def _normal(scale: float, axes: tuple[str, ...]):
@@ -172,18 +153,14 @@ class _RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = _parameter(self, "scale", ones, (x.shape[-1],))
-        # Squares of bfloat16 activations lose too much: the norm is always float32.
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
-        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+        return rms_norm(x, _parameter(self, "scale", ones, (x.shape[-1],)), self.epsilon)
 
 
 class _Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotation, inputs, context):
+    def __call__(self, x, rotation, inputs, trunk):
         config, dtype = self.config, self.config.dtype
         D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_width
 
@@ -205,12 +182,9 @@ class _Attention(nn.Module):
             k = _RMSNorm(config.norm_epsilon, "head", name="key_norm")(k)
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         if isinstance(inputs, _Trunk):
-            mixed = jax.nn.dot_product_attention(q, k, v, mask=inputs.mask_B1SS)
+            mixed = ops.trunk_attention(q, k, v, inputs.segments_BS)
         else:
-            mixed = branch_attention.branch_attention(
-                q, k, v, context.trunk, inputs.lo_BR, inputs.hi_BR, context.past,
-                inputs.past_length,
-            )  # fmt: skip
+            mixed = ops.branch_attention(q, k, v, tuple(trunk), inputs.lo_BR, inputs.hi_BR)
         scale = (N * H * 2 * config.num_layers) ** -0.5
         out = _parameter(self, "output", _normal(scale, ("heads", "head", "embed")), (N, H, D))
         return jnp.einsum("...NH,NHD->...D", mixed, out.astype(dtype)), KeyValues(k, v)
@@ -234,10 +208,10 @@ class _Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, context, rotation, inputs):
+    def __call__(self, x, trunk, rotation, inputs):
         epsilon = self.config.norm_epsilon
         h = _RMSNorm(epsilon, "embed", name="attention_norm")(x)
-        mixed, kv = _Attention(self.config, name="attention")(h, rotation, inputs, context)
+        mixed, kv = _Attention(self.config, name="attention")(h, rotation, inputs, trunk)
         x = x + mixed
         h = _RMSNorm(epsilon, "embed", name="ff_norm")(x)
         return x + _FeedForward(self.config, name="ff")(h), kv
@@ -253,7 +227,7 @@ class _Transformer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, positions, inputs, context):
+    def __call__(self, tokens, positions, inputs, trunk):
         config = self.config
         V, D = config.vocab_size, config.width
         embedding = _parameter(self, "embedding", _normal(0.02, ("vocab", "embed")), (V, D))
@@ -264,7 +238,7 @@ class _Transformer(nn.Module):
         if config.remat != "none":
             # prevent_cse is needless under scan and would keep XLA from fusing.
             layer = nn.remat(_Layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
-        in_axes: Any = (0, nn.broadcast, nn.broadcast)  # of context, rotation, inputs
+        in_axes: Any = (0, nn.broadcast, nn.broadcast)  # of trunk, rotation, inputs
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -274,5 +248,5 @@ class _Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
         rotation = rope.rotation(config, positions)
-        x, kv = layers(x, context, rotation, inputs)
+        x, kv = layers(x, trunk, rotation, inputs)
         return _RMSNorm(config.norm_epsilon, "embed", name="final_norm")(x), kv

@@ -1,4 +1,4 @@
-"""Branch attention against one dense softmax over all visible keys.
+"""Branch attention against one dense softmax in float64, in training and in decoding.
 
 Letters as in kernels/branch_attention/api.py.
 """
@@ -9,103 +9,279 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from kernels.branch_attention import api
+from kernels.branch_attention import api, chunked, decode, pallas_tpu
 
-B, S, R, T, U, N, K, H = 2, 6, 3, 4, 5, 4, 2, 8
-LO = np.array([[0, 2, 0], [1, 3, 6]], np.int32)
-HI = np.array([[3, 6, 0], [6, 3, 6]], np.int32)  # three of the branches see nothing of the trunk
+# In units of the result's largest magnitude.
+TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 0.02}
+
+# Packed documents (lo > 0), empty ranges, and some that end with the trunk.
+SIZES = {"B": 2, "S": 18, "R": 5, "T": 4, "N": 6, "K": 3, "H": 4}
+LO = np.array([[0, 2, 0, 9, 4], [1, 3, 18, 6, 12]], np.int32)
+HI = np.array([[3, 18, 0, 9, 11], [16, 3, 18, 7, 18]], np.int32)
 
 
-def dense(query_BRTNH, key_BRTKH, value_BRTKH, trunk, lo_BR, hi_BR, past, past_length):
-    """The oracle: every branch gets a copy of all keys, and one masked softmax."""
-    B, R, T, N, H = query_BRTNH.shape
-    S = trunk[0].shape[1]
-    keys, values = [
-        jnp.concatenate(
-            [jnp.broadcast_to(whole[:, None], (B, R, *whole.shape[1:])), own]
-            + ([] if past is None else [past[i]]),
-            axis=2,
-        )
-        for i, (whole, own) in enumerate(zip(trunk, (key_BRTKH, value_BRTKH), strict=True))
-    ]
-    s = jnp.arange(S)
-    seen = (s >= lo_BR[..., None]) & (s < hi_BR[..., None])
-    masks = [
-        jnp.broadcast_to(seen[:, :, None, :], (B, R, T, S)),
-        jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, R, T, T)),
-    ]
-    if past is not None:
-        U = past[0].shape[2]
-        masks.append(jnp.broadcast_to(jnp.arange(U) < past_length, (B, R, T, U)))
-    mask = jnp.concatenate(masks, axis=-1)[:, :, :, None, :]
-    repeat = functools.partial(jnp.repeat, repeats=N // keys.shape[3], axis=3)
-    logits = jnp.einsum("BRTNH,BRXNH->BRTNX", query_BRTNH, repeat(keys)) / np.sqrt(H)
+def dense(query, key, value, trunk_key, trunk_value, lo_BR, hi_BR, own_TU):
+    """The oracle, apart from the op's own reference: every branch has a copy of all keys."""
+    B, R, T, N, H = query.shape
+    S, K = trunk_key.shape[1:3]
+
+    def all_keys(trunk, own):
+        copies = jnp.broadcast_to(trunk[:, None], (B, R, *trunk.shape[1:]))
+        return jnp.repeat(jnp.concatenate([copies, own], axis=2), N // K, axis=3)
+
+    seen = (np.arange(S) >= lo_BR[..., None]) & (np.arange(S) < hi_BR[..., None])
+    masks = [np.broadcast_to(seen[:, :, None], (B, R, T, S))]
+    masks.append(np.broadcast_to(own_TU, (B, R, *own_TU.shape)))
+    mask = np.concatenate(masks, axis=-1)[:, :, :, None]
+    logits = jnp.einsum("BRTNH,BRXNH->BRTNX", query, all_keys(trunk_key, key)) / np.sqrt(H)
     weights = jax.nn.softmax(logits, axis=-1, where=mask)
-    return jnp.einsum("BRTNX,BRXNH->BRTNH", weights, repeat(values))
+    return jnp.einsum("BRTNX,BRXNH->BRTNH", weights, all_keys(trunk_value, value))
 
 
-def inputs(with_past: bool, T: int = T, dtype=np.float32):
+def draw(B, S, R, T, N, K, H, dtype=jnp.float32):
+    """query, key, value, trunk key, trunk value; weights of the result, whose sum is the loss."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 2, dtype)  # noqa: E731
-    floats = {
-        "query": draw(B, R, T, N, H),
-        "key": draw(B, R, T, K, H),
-        "value": draw(B, R, T, K, H),
-        "trunk": (draw(B, S, K, H), draw(B, S, K, H)),
-    }
-    if with_past:
-        floats["past"] = (draw(B, R, U, K, H), draw(B, R, U, K, H))
-    return floats
+    shapes = (B, R, T, N, H), *[(B, R, T, K, H)] * 2, *[(B, S, K, H)] * 2
+    arrays = [jnp.asarray(rng.normal(size=shape) * 1.5, dtype) for shape in shapes]
+    return arrays, rng.normal(size=shapes[0])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(function, floats, past_length, weight):
-    def loss(floats):
-        mixed = function(
-            floats["query"],
-            floats["key"],
-            floats["value"],
-            floats["trunk"],
-            LO,
-            HI,
-            floats.get("past"),
-            past_length,
-        )
-        return jnp.sum(weight * mixed), mixed
+def attend(implementation, lo_BR, hi_BR, query, key, value, *trunk):
+    return api.branch_attention(
+        query, key, value, trunk, lo_BR, hi_BR, implementation=implementation
+    )
 
-    grads, mixed = jax.grad(loss, has_aux=True)(floats)
-    return mixed, grads
+
+def value_and_gradients(function, arrays, weight):
+    mixed, pull = jax.vjp(function, *arrays)
+    return mixed, *pull(jnp.asarray(weight, mixed.dtype))
+
+
+def exact(arrays, lo_BR, hi_BR, weight):
+    T = arrays[0].shape[2]
+    function = functools.partial(dense, lo_BR=lo_BR, hi_BR=hi_BR, own_TU=np.tri(T, dtype=bool))
+    with jax.enable_x64(True):
+        arrays = [np.asarray(x, np.float64) for x in arrays]
+        found = jax.jit(lambda *a: value_and_gradients(function, a, weight))(*arrays)
+        return [np.asarray(x) for x in found]
+
+
+@functools.cache
+def solved(dtype, query_scale=1, trunk_scale=1):
+    """A problem of SIZES, LO and HI: arrays, the loss's weights, result and gradients."""
+    arrays, weight = draw(**SIZES, dtype=dtype)
+    arrays[0], arrays[3] = arrays[0] * query_scale, arrays[3] * trunk_scale
+    return arrays, weight, exact(arrays, LO, HI, weight)
+
+
+def run(implementation, arrays, lo_BR, hi_BR, weight):
+    function = functools.partial(attend, implementation, lo_BR, hi_BR)
+    call = jax.jit(lambda *a: value_and_gradients(function, a, weight))
+    if implementation != "pallas":
+        return call(*arrays)
+    with pltpu.force_tpu_interpret_mode():
+        return jax.block_until_ready(call(*arrays))
+
+
+def assert_close(found, expected, tolerance):
+    for x, y in zip(found, expected, strict=True):
+        scale = np.max(np.abs(y))
+        np.testing.assert_allclose(np.asarray(x, np.float64), y, atol=tolerance * scale)
+
+
+@pytest.fixture(params=["one", "many"])
+def blocks(request, monkeypatch):
+    """Sizes that hold the whole problem, or that divide neither its rows nor its trunk."""
+    if request.param == "many":
+        monkeypatch.setattr(chunked, "_ROWS", 25)
+        monkeypatch.setattr(chunked, "_TILE", 7)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_is_one_softmax_over_all_visible_keys(dtype, blocks):
+    arrays, weight, expected = solved(dtype)
+    found = run("chunked", arrays, LO, HI, weight)
+    assert all(x.dtype == dtype for x in found)
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_reference(dtype):
+    arrays, weight, expected = solved(dtype)
+    assert_close(run("reference", arrays, LO, HI, weight), expected, TOLERANCE[dtype])
+
+
+def test_large_logits_do_not_overflow(blocks):
+    arrays, weight, expected = solved(jnp.float32, query_scale=100)
+    assert_close(run("chunked", arrays, LO, HI, weight), expected, 1e-4)
+
+
+def with_nan(arrays, first, last):
+    """The trunk with no numbers before `first` and from `last` on."""
+    *own, key, value = arrays
+    return *own, *(x.at[:, :first].set(np.nan).at[:, last:].set(np.nan) for x in (key, value))
+
+
+def test_tiles_beyond_the_furthest_cut_are_not_touched(monkeypatch):
+    """What lies there is no number, and reaches neither result nor gradients."""
+    monkeypatch.setattr(chunked, "_TILE", 4)
+    arrays, weight = draw(1, 12, 2, 3, 2, 1, 4)
+    lo_BR, hi_BR = np.array([[4, 5]]), np.array([[8, 7]])
+    expected = exact(arrays, lo_BR, hi_BR, weight)
+    found = run("chunked", with_nan(arrays, 4, 8), lo_BR, hi_BR, weight)
+    assert_close(found, expected, 2e-6)
+
+
+def test_pallas_in_blocks(monkeypatch):
+    """Two row blocks, of which the second sees no trunk; three tiles, of which two are seen by no
+    row and are no numbers; two tiles of own keys."""
+    monkeypatch.setattr(pallas_tpu, "_ROWS", 128)
+    monkeypatch.setattr(pallas_tpu, "_TRUNK_TILE", 128)
+    arrays, weight = draw(1, 300, 4, 40, 1, 1, 8)
+    lo_BR = np.array([[130, 128, 140, 5]], np.int32)
+    hi_BR = np.array([[256, 200, 250, 5]], np.int32)
+    expected = exact(arrays, lo_BR, hi_BR, weight)
+    found = run("pallas", with_nan(arrays, 128, 256), lo_BR, hi_BR, weight)
+    assert_close(found, expected, 2e-6)
+
+
+def test_pallas_of_grouped_queries_in_bfloat16():
+    arrays, weight = draw(1, 18, 5, 3, 4, 2, 8, jnp.bfloat16)
+    expected = exact(arrays, LO[:1], HI[:1], weight)
+    assert_close(run("pallas", arrays, LO[:1], HI[:1], weight), expected, 0.02)
+
+
+def test_memory_does_not_grow_with_rows_times_trunk():
+    """Not even the rows' logits against one tile are held for all rows at once."""
+    B, S, R, T, N, K, H = 1, 4096, 32, 32, 4, 2, 16
+    arrays, weight = draw(B, S, R, T, N, K, H)
+    cuts = np.full((B, R), S, np.int32)
+    function = functools.partial(attend, None, cuts * 0, cuts)
+    call = jax.jit(lambda *a: value_and_gradients(function, a, weight))
+    temporary = call.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    operands = sum(x.nbytes for x in arrays)
+    assert temporary < 6 * operands < 0.2 * (R * T * N * S * 4)
 
 
 @pytest.mark.parametrize(
-    ("with_past", "past_length", "T"), [(False, None, T), (True, 3, T), (True, 0, T), (True, 5, 1)]
+    ("count", "most", "size"), [(5, 8, 5), (32, 5, 4), (127, 42, 32), (9, 0, 1)]
 )
-def test_is_one_softmax_over_all_visible_keys(with_past, past_length, T):
-    floats = inputs(with_past, T)
-    weight = np.random.default_rng(1).normal(size=(B, R, T, N, H)).astype(np.float32)
-    mixed, grads = value_and_gradients(api.branch_attention, floats, past_length, weight)
-    expected, expected_grads = value_and_gradients(dense, floats, past_length, weight)
-    np.testing.assert_allclose(mixed, expected, atol=1e-5, rtol=1e-5)
-    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-5)
+def test_blocks_are_nearly_full(count, most, size):
+    assert chunked.block_size(count, most) == size
 
 
-def test_large_logits_do_not_overflow():
-    """The parts have their own maxima: a merge without them would be inf / inf."""
-    floats = inputs(with_past=True)
-    floats["query"] = floats["query"] * 100
-    mixed, grads = value_and_gradients(api.branch_attention, floats, 2, jnp.float32(1))
-    expected, _ = value_and_gradients(dense, floats, 2, jnp.float32(1))
-    np.testing.assert_allclose(mixed, expected, atol=1e-4, rtol=1e-4)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+# Decoding.
 
 
-def test_bfloat16_differs_by_its_rounding_only():
-    floats = inputs(with_past=True)
-    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), floats)
-    mixed, _ = value_and_gradients(api.branch_attention, halves, 4, jnp.float32(1))
-    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), halves)
-    expected, _ = value_and_gradients(dense, rounded, 4, jnp.float32(1))
-    assert mixed.dtype == jnp.bfloat16
-    np.testing.assert_allclose(mixed.astype(np.float32), expected, atol=0.05, rtol=0.05)
+def decoding(implementation, arrays, lo_BR, hi_BR, extra=2):
+    """The last position of branches, whose own keys are written into a past one by one."""
+    query, key, value, *trunk = arrays
+    B, R, T, K, H = key.shape
+    past = api.empty_past(B, R, T - 1, K, H, key.dtype)
+    past = api.extend(past, key[:, :, : T - 2], value[:, :, : T - 2], 0)
+    past = api.append(past, key[:, :, T - 2], value[:, :, T - 2], jnp.int32(T - 2))
+    past = api.append(api.grow(past, T + extra), key[:, :, -1], value[:, :, -1], T - 1)
+    call = functools.partial(api.decode_attention, implementation=implementation)
+    inputs = (query[:, :, -1], api.prepare_trunk(*trunk), lo_BR, hi_BR, past, jnp.int32(T))
+    if implementation != "pallas":
+        return jax.jit(call)(*inputs)
+    with pltpu.force_tpu_interpret_mode():
+        return jax.block_until_ready(jax.jit(call)(*inputs))
+
+
+@pytest.fixture(params=["at once", "tiles"])
+def decode_blocks(request, monkeypatch):
+    if request.param == "tiles":
+        monkeypatch.setattr(decode, "_AT_ONCE", 0)
+        monkeypatch.setattr(decode, "_ROWS", 6)
+        monkeypatch.setattr(decode, "_TILE", 7)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_decoding_is_the_last_position_of_training(dtype, decode_blocks):
+    arrays, _, expected = solved(dtype)
+    for implementation in ["reference", "chunked"]:
+        found = decoding(implementation, arrays, LO, HI)
+        assert found.dtype == dtype
+        assert_close([found], [expected[0][:, :, -1]], TOLERANCE[dtype])
+
+
+def test_decoding_by_pallas():
+    arrays, weight = draw(1, 18, 5, 3, 4, 2, 8)
+    expected = exact(arrays, LO[:1], HI[:1], weight)[0][:, :, -1]
+    assert_close([decoding("pallas", arrays, LO[:1], HI[:1])], [expected], 2e-6)
+
+
+def test_decoding_survives_a_trunk_far_above_the_past(decode_blocks):
+    """Weights relative to the past's maximum overflow: the second way to the softmax is taken."""
+    arrays, _, expected = solved(jnp.float32, trunk_scale=300)
+    assert_close([decoding("chunked", arrays, LO, HI)], [expected[0][:, :, -1]], 1e-4)
+
+
+def test_decoding_skips_tiles_beyond_the_furthest_cut(monkeypatch):
+    monkeypatch.setattr(decode, "_AT_ONCE", 0)
+    monkeypatch.setattr(decode, "_TILE", 4)
+    arrays, weight = draw(1, 12, 2, 3, 2, 1, 4)
+    lo_BR, hi_BR = np.array([[4, 5]]), np.array([[8, 7]])
+    expected = exact(arrays, lo_BR, hi_BR, weight)[0][:, :, -1]
+    found = decoding("chunked", with_nan(arrays, 4, 8), lo_BR, hi_BR)
+    assert_close([found], [expected], 2e-6)
+
+
+def test_taken_branches_keep_their_past():
+    arrays, _ = draw(2, 1, 5, 4, 6, 3, 4)
+    key, value = arrays[1:3]
+    past = api.extend(api.empty_past(2, 5, 6, 3, 4, key.dtype), key, value, 1)
+    order_BR = jnp.array([[3, 0], [1, 4]])
+    taken = api.take(past, order_BR)
+    chosen = [jnp.take_along_axis(x, order_BR[..., None, None, None], 1) for x in (key, value)]
+    expected = api.extend(api.empty_past(2, 2, 6, 3, 4, key.dtype), *chosen, 1)
+    jax.tree.map(np.testing.assert_array_equal, taken, expected)
+
+
+def test_a_past_cannot_shrink():
+    with pytest.raises(ValueError, match="a past of 6 positions cannot be cut to 5"):
+        api.grow(api.empty_past(1, 2, 6, 1, 4, jnp.float32), 5)
+
+
+def test_a_step_writes_its_position_in_place():
+    """Donated pasts in a loop are not copied: not one of them would fit into the temporaries."""
+    B, R, U, N, K, H, S = 1, 16, 64, 4, 2, 16, 8
+    shapes = jax.eval_shape(lambda: [api.empty_past(B, R, U, K, H, jnp.float32)] * 3)
+    query = jax.ShapeDtypeStruct((B, R, N, H), jnp.float32)
+    trunk = api.Trunk(*[jax.ShapeDtypeStruct((B, K, S, H), jnp.float32)] * 2)
+    cuts = jnp.full((B, R), S)
+
+    def steps(pasts, query, trunk):
+        def body(t, state):
+            query, pasts = state
+            new = [api.append(past, query[:, :, :K], query[:, :, K:], t) for past in pasts]
+            for past in new:
+                query = api.decode_attention(query, trunk, cuts * 0, cuts, past, t + 1)
+            return query, new
+
+        return jax.lax.fori_loop(0, U, body, (query, pasts))
+
+    compiled = jax.jit(steps, donate_argnums=0).lower(shapes, query, trunk).compile()
+    one = sum(x.size * 4 for x in jax.tree.leaves(shapes[0]))
+    assert compiled.memory_analysis().temp_size_in_bytes < one
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"implementation": "dense"}, "unknown implementation 'dense'"),
+        ({"implementation": "pallas", "H": 12}, "head width 12 is no multiple of 8"),
+        ({"N": 4}, "4 query heads cannot share 3"),
+        ({"cuts": 6}, r"lo and hi must be \(2, 5\), not \(2, 6\)"),
+    ],
+)
+def test_bad_input_raises(change, message):
+    arrays, _ = draw(**SIZES | {k: v for k, v in change.items() if k in SIZES})
+    cuts = np.zeros((2, change.get("cuts", 5)), np.int32)
+    with pytest.raises(ValueError, match=message):
+        attend(change.get("implementation"), cuts, cuts, *arrays)

@@ -99,12 +99,13 @@ def test_hidden_states_and_gradients(mesh, tiny_model, tiny_params, batch, alone
     placed = place(mesh, tiny_model, tiny_params)
     trunk, micro = (sharding.shard_rows(mesh, part) for part in batch)
     assert len(trunk.tokens_BS.sharding.device_set) == 8
-    assert_close(
-        hidden_states(tiny_model, placed, trunk, micro),
-        hidden_states(tiny_model, tiny_params, *batch),
-        1e-5,
-    )
-    grads, metrics = update.gradients(tiny_model, OBJECTIVE, 1.0, placed, trunk, [micro])
+    with jax.set_mesh(mesh):
+        hidden = hidden_states(tiny_model, placed, trunk, micro)
+        grads, metrics = update.gradients(tiny_model, OBJECTIVE, 1.0, placed, trunk, [micro])
+    assert_close(hidden, hidden_states(tiny_model, tiny_params, *batch), 1e-5)
+    # Accumulated in the parameters' layout: no device holds a whole gradient.
+    for gradient, parameter in zip(jax.tree.leaves(grads), jax.tree.leaves(placed), strict=True):
+        assert gradient.sharding == parameter.sharding
     assert_close(grads, alone[0], 1e-5)
     for name, value in alone[1].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -146,11 +147,9 @@ def test_fewer_key_value_heads_than_tensor_shards_are_replicated(tiny_model, tin
     assert attention["key"].sharding.spec == PartitionSpec(None, "fsdp")
     assert attention["value_bias"].sharding.spec == PartitionSpec()
     trunk, micro = (sharding.shard_rows(mesh, part) for part in batch)
-    assert_close(
-        hidden_states(tiny_model, placed, trunk, micro),
-        hidden_states(tiny_model, tiny_params, *batch),
-        1e-5,
-    )
+    with jax.set_mesh(mesh):
+        hidden = hidden_states(tiny_model, placed, trunk, micro)
+    assert_close(hidden, hidden_states(tiny_model, tiny_params, *batch), 1e-5)
 
 
 def test_what_does_not_divide_is_replicated(tiny_model):
@@ -224,7 +223,8 @@ def test_rollouts_keep_their_noise(tiny_model, tiny_params, batch):
     expected = run(tiny_params, tables, kv(tiny_params, trunk), cut_BC, valid_BC)
     placed = place(mesh, tiny_model, tiny_params)
     rows = sharding.shard_rows(mesh, trunk)
-    found = run(placed, tables, kv(placed, rows), cut_BC, valid_BC)
+    with jax.set_mesh(mesh):
+        found = run(placed, tables, kv(placed, rows), cut_BC, valid_BC)
 
     different = found.tokens_BRT != expected.tokens_BRT
     same_BR = ~different.any(-1)

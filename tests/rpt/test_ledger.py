@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from kernels.branch_attention import api as branch_attention
 from kernels.logprob import api as logprob
-from rpt import ledger
+from rpt import ledger, ops
 from rpt.model import config as config_lib
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 MODEL = config_lib.ModelConfig(
     vocab_size=512, width=128, num_layers=1, num_heads=4, num_kv_heads=2, head_width=32,
@@ -22,12 +23,8 @@ B, S, R, T, U = 2, 64, 4, 33, 48
 
 def shapes(model):
     params = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-    kv = [(model.num_layers, *rest, model.num_kv_heads, model.head_width) for rest in
-          ((B, S), (B, R, U))]  # fmt: skip
-    trunk_kv, past_kv = [
-        transformer.KeyValues(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2) for shape in kv
-    ]
-    return params, trunk_kv, past_kv
+    shape = (model.num_layers, B, S, model.num_kv_heads, model.head_width)
+    return params, transformer.KeyValues(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
 
 
 def ints(*shape):
@@ -36,9 +33,13 @@ def ints(*shape):
 
 @pytest.fixture
 def xla_flops(monkeypatch):
-    """XLA's count of a program whose layers are unrolled (it counts a loop's body once)."""
+    """XLA's count of a program without loops (it counts a loop's body once): unrolled layers, and
+    the attention that has all logits in memory."""
     unrolled = functools.partial(transformer.nn.scan, unroll=100)
     monkeypatch.setattr(transformer.nn, "scan", unrolled)
+    for name in ("branch_attention", "decode_attention"):
+        whole = functools.partial(getattr(branch_attention, name), implementation="reference")
+        monkeypatch.setattr(ops, name, whole)
 
     def count(function, *arguments) -> float:
         cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
@@ -53,9 +54,17 @@ def trunk_logits(model, params, tokens):
     return logprob.logits(hidden, transformer.unembedding(model, params)), kv
 
 
-def branch_logits(model, params, kv, tokens, hi, past=None):
-    hidden, new = transformer.branch(model, params, kv, tokens, jnp.zeros_like(hi), hi, hi, past)
+def branch_logits(model, params, kv, tokens, hi):
+    hidden, new = transformer.branch(model, params, kv, tokens, jnp.zeros_like(hi), hi, hi)
     return logprob.logits(hidden, transformer.unembedding(model, params)), new
+
+
+def decode_logits(model, copy, trunk, cache, tokens, hi, t):
+    hidden, cache = decoding.step(
+        model, copy, trunk, cache, tokens, jnp.zeros_like(hi), hi, hi, t,
+        decoding.rotations(model, trunk, U),
+    )  # fmt: skip
+    return logprob.logits(hidden, copy.unembedding_VD), cache
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -69,7 +78,7 @@ def test_trunk_forward_is_what_xla_counts(xla_flops, num_layers):
 def test_branch_forward_is_what_xla_counts(xla_flops, num_layers):
     """T - 1 positions are run, and each meets the whole trunk and the whole branch."""
     model = dataclasses.replace(MODEL, num_layers=num_layers)
-    params, kv, _ = shapes(model)
+    params, kv = shapes(model)
     counted = xla_flops(
         functools.partial(branch_logits, model), params, kv, ints(B, R, T - 1), ints(B, R)
     )
@@ -79,10 +88,15 @@ def test_branch_forward_is_what_xla_counts(xla_flops, num_layers):
 
 
 def test_a_decode_step_is_what_xla_counts(xla_flops):
-    params, kv, past_kv = shapes(MODEL)
-    past = transformer.Past(past_kv, ints())
+    params, kv = shapes(MODEL)
     counted = xla_flops(
-        functools.partial(branch_logits, MODEL), params, kv, ints(B, R, 1), ints(B, R), past
+        functools.partial(decode_logits, MODEL),
+        jax.eval_shape(functools.partial(decoding.sampling_copy, MODEL), params),
+        jax.eval_shape(functools.partial(decoding.prepare_trunk, MODEL), kv),
+        jax.eval_shape(lambda: decoding.empty_cache(MODEL, B, R, U)),
+        ints(B, R),
+        ints(B, R),
+        ints(),
     )
     tokens, flops = ledger.decode_flops(MODEL, B, S, [(10, R, U), (6, R, U)])
     assert tokens == B * R * 16

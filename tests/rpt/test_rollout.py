@@ -167,15 +167,14 @@ def test_an_empty_slot_decodes_nothing():
     assert (found["tokens"], found["computed"]) == ([], 1)  # the tail but its last token
 
 
-def test_a_template_without_suffix_goes_from_the_marker_to_the_answer():
+def test_a_template_without_suffix_goes_from_the_marker_to_the_answer(tiny_model):
     tables = make_tables(formats.parse_template("{{document}}<think>{{thought}}</think>{{answer}}"))
     assert tables.close_length == tables.forced_ids.shape[0] == 1
     phases = {}
     for first in ("</think>", "d"):
         row = lambda x: jnp.asarray([[x]])  # noqa: E731
-        branches = rollout._start(
-            tables, row(3), row(True), jnp.zeros((1, 1, 2), jnp.uint32), None, 12
-        )
+        keys = jnp.zeros((1, 1, 2), jnp.uint32)
+        branches, _ = rollout.start(tiny_model, tables, row(3), row(True), keys, None, 12, 12)
         tokens = [first] * 4 if first == "d" else [first, "e", "f"]
         phases[first] = []
         for token in tokens:

@@ -4,6 +4,7 @@ Letters as in rpt/model/transformer.py. One compiled program serves most tests: 
 tokens, R branches of T tokens each, with a random linear functional of all hidden states.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import pytest
 
 from kernels.logprob import api as logprob
 from rpt.model import config as config_lib
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 B, S, R, T = 2, 12, 3, 5
 
@@ -167,41 +168,41 @@ def test_packed_is_unpacked(tiny_model, tiny_params):
     assert_gradients_close(packed_grads, grads)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def decode(model, params, kv, tokens_BRT, hi_BR, cache, length):
-    """One chunk of a decode: hidden states, and the cache with the chunk written to it."""
-    past = transformer.Past(cache, length)
-    hidden, new = transformer.branch(
-        model, params, kv, tokens_BRT, jnp.zeros_like(hi_BR), hi_BR, hi_BR, past
-    )
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=length, axis=3)
-    return hidden, jax.tree.map(write, cache, new)
-
-
-def test_decode_is_forward_whatever_the_cache_held(tiny_model, tiny_params):
-    """Chunks of 2 and of 1 with a cache longer than the branch, filled with different garbage."""
+@pytest.mark.parametrize("prefilled", [0, 2])
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_decode_is_forward_whatever_the_cache_held(tiny_model, tiny_params, prefilled, tied_head):
+    """Over the sampling copy, with caches longer than the branch and full of different garbage."""
+    model = dataclasses.replace(tiny_model, tied_head=tied_head)
+    params = dict(tiny_params) | ({} if tied_head else {"head": tiny_params["embedding"] + 1})
     batch = make_batch(7, [[3, 12, 5], [8, 0, 1]])
-    (_, expected), _ = run(tiny_model, tiny_params, batch, random_functional(8))
-    _, kv = jax.jit(transformer.trunk, static_argnums=0)(tiny_model, tiny_params, *batch[:3])
+    (_, expected), _ = run(model, params, batch, random_functional(8))
+    _, kv = jax.jit(transformer.trunk, static_argnums=0)(model, params, *batch[:3])
+    copy = decoding.sampling_copy(model, params)
+    np.testing.assert_array_equal(copy.unembedding_VD, transformer.unembedding(model, params))
+    trunk = decoding.prepare_trunk(model, kv)
+    rotations = decoding.rotations(model, trunk, T)
+    lo_BR, hi_BR = jnp.zeros_like(batch.hi_BR), batch.hi_BR
+    prefill = jax.jit(decoding.prefill, static_argnums=0)
+    step = jax.jit(decoding.step, static_argnums=0)
     found = []
     for seed in (9, 10):
-        garbage = np.random.default_rng(seed).normal(size=(2, 2, B, R, T + 3, 2, 8)) * 1e3
-        cache = transformer.KeyValues(*garbage.astype(np.float32))
-        parts, t = [], 0
-        for size in (2, 2, 1):
-            part, cache = decode(
-                tiny_model,
-                tiny_params,
-                kv,
-                batch.branch_BRT[:, :, t : t + size],
-                batch.hi_BR,
-                cache,
-                jnp.int32(t),
-            )
-            parts.append(part)
-            t += size
-        found.append(np.concatenate(parts, axis=2))
-    np.testing.assert_allclose(found[0], expected, atol=1e-5, rtol=1e-5)
+        generator = np.random.default_rng(seed)
+        cache = jax.tree.map(
+            lambda x, g=generator: jnp.asarray(g.normal(size=x.shape) * 1e3, x.dtype),
+            decoding.empty_cache(model, B, R, T + 3),
+        )
+        if prefilled:
+            tokens_BRT = batch.branch_BRT[:, :, :prefilled]
+            cache = prefill(model, copy, kv, cache, tokens_BRT, lo_BR, hi_BR, hi_BR)
+        parts = []
+        for t in range(prefilled, T):
+            hidden_BRD, cache = step(
+                model, copy, trunk, cache, batch.branch_BRT[:, :, t], lo_BR, hi_BR, hi_BR,
+                jnp.int32(t), rotations,
+            )  # fmt: skip
+            parts.append(hidden_BRD)
+        found.append(np.stack(parts, axis=2))
+    np.testing.assert_allclose(found[0], expected[:, :, prefilled:], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(found[0], found[1])
 
 

@@ -109,9 +109,9 @@ def test_every_part_of_the_gradient_is_noticed(tiny_model, tiny_params, joint, t
     """What the test above would say without the keys' and values' cotangent, or a part of it,
     or without the next-token loss."""
     whole = update.micro_batches(arrays, LENGTH_BR, R, T)
-    _ntp, kv, backward = update._trunk_forward(tiny_model, tiny_params, trunk)
-    total = update._zeros(tiny_params, kv)
-    total = update._accumulate(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, kv, whole[0], total)
+    _ntp, kv, backward = update.trunk_forward(tiny_model, tiny_params, trunk)
+    total = update.zeros(tiny_model, tiny_params, kv)
+    total = update.accumulate(tiny_model, OBJECTIVE, TEMPERATURE, tiny_params, kv, whole[0], total)
     zero = jax.tree.map(jnp.zeros_like, total.kv_LBSKH)
     weight = jnp.float32(OBJECTIVE.ntp_weight)
     parts = {
@@ -124,7 +124,7 @@ def test_every_part_of_the_gradient_is_noticed(tiny_model, tiny_params, joint, t
     error = {}
     for name, (cotangent, ntp_weight) in parts.items():
         direct = jax.tree.map(jnp.copy, total.params)  # the argument is donated
-        grads = update._trunk_backward(tiny_model, backward, direct, cotangent, ntp_weight)
+        grads = update.trunk_backward(tiny_model, backward, direct, cotangent, ntp_weight)
         error[name] = relative_error(grads, joint[0])
     assert error.pop("all") < 1e-6
     assert min(error.values()) > 1e-2, error

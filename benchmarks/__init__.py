@@ -1,0 +1,1 @@
+"""Measurements: python -m benchmarks.NAME states its workload, prints a table and JSON."""

@@ -1,0 +1,137 @@
+"""The programs of one training step, compiled for a mesh without being run.
+
+    compiled = programs.compile_step(config, model, tables, mesh)
+    compiled["decode"].memory_analysis(), compiled["decode"].as_text()
+
+Every program is the very function that `rpt.train` calls, given shapes in place of arrays: each one
+takes the shapes and shardings that the one before it returns. For a mesh of `rpt.topologies` this
+is what a TPU would run.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rpt import config as config_lib
+from rpt import optimizers, rollout, scoring, sharding, update
+from rpt.model import config as model_config
+from rpt.model import decoding, transformer
+
+
+def compile_step(
+    config: config_lib.Config,
+    model: model_config.ModelConfig,
+    tables: rollout.Tables,
+    mesh: Mesh,
+    *,
+    branch_length: int | None = None,
+) -> dict[str, jax.stages.Compiled]:
+    """Scoring, rollout and update of one step, in the order in which they run.
+
+    Args:
+      config: sections train, positions, rollout, objective.
+      model: static model shape.
+      tables: of `rollout.make_tables`, arrays or their shapes.
+      mesh: of real or described devices.
+      branch_length: T of the update's micro-batch; the longest branch by default.
+
+    Returns:
+      compiled programs: score, sampling_copy, prepare_trunk, start, prefill (unless the tail is one
+      token), decode (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
+    """
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return _compile_step(config, model, _whole(mesh, tables), mesh, branch_length)
+
+
+def _compile_step(config, model, tables, mesh, branch_length) -> dict[str, jax.stages.Compiled]:
+    B, S = config.train.batch_size, config.train.seq_len
+    R = config.positions.cuts_per_document * config.rollout.group_size
+    T = rollout.total_positions(config.rollout, tables)
+    tail = tables.tail_ids.shape[0]
+    compiled: dict[str, jax.stages.Compiled] = {}
+
+    def program(name: str, function: Any, *args: Any, **static: Any) -> Any:
+        """Compiles and returns the shapes of its results."""
+        lowered = function.lower(*args, **static)
+        compiled[name] = lowered.compile()
+        return jax.tree.map(_struct, lowered.out_info, compiled[name].output_shardings)
+
+    rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows)
+    floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=rows)
+    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+    axes = transformer.logical_axes(model)
+    params = jax.tree.map(_struct, shapes, sharding.parameter_shardings(mesh, axes, shapes))
+
+    # ---- rollout -------------------------------------------------------------------------------
+    places = (ints((B, S)), ints((B, S)), ints((B, S)))
+    _, kv = program("score", scoring.score_trunk, model, params, *places)
+    copy = program("sampling_copy", decoding.sampling_copy, model, params)
+    trunk = program("prepare_trunk", decoding.prepare_trunk, model, kv)
+    hi_BR, key_BR2 = _whole(mesh, (ints((B, R)), jax.ShapeDtypeStruct((B, R, 2), jnp.uint32)))
+    live_BR = jax.ShapeDtypeStruct((B, R), bool, sharding=hi_BR.sharding)
+    branches, cache = program(
+        "start", rollout.start, model, tables, hi_BR, live_BR, key_BR2, None, T, T
+    )
+    if tail > 1:
+        ids = jax.ShapeDtypeStruct((tail - 1,), jnp.int32, sharding=tables.tail_ids.sharding)
+        cache = program("prefill", rollout.prefill, model, copy, kv, cache, branches, ids)
+    t = jax.ShapeDtypeStruct((), jnp.int32, sharding=tables.tail_ids.sharding)
+    program(
+        "decode", rollout.decode, model, config.rollout, copy, tables, trunk, cache, branches, t,
+        T, False,
+    )  # fmt: skip
+
+    # ---- update --------------------------------------------------------------------------------
+    objective, temperature = config.objective, config.rollout.temperature or 1.0
+    R, T = config.train.micro_branches, branch_length or T
+    truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1
+    batch = update.MicroBatch(
+        tokens_BRT=ints((B, R, T)),
+        weight_BRT=floats((B, R, T)),
+        behaviour_BRT=floats((B, R, T)),
+        threshold_BRT=floats((B, R, T)) if truncated else None,
+        reference_BRT=floats((B, R, T)) if objective.kl_weight else None,
+        advantage_BR=floats((B, R)),
+        hi_BR=ints((B, R)),
+    )
+    inputs = update.TrunkInputs(*places, floats((B, S)))
+    _, kv, backward = program("trunk_forward", update.trunk_forward, model, params, inputs)
+    # Compiled for no device that it is told of, it has no arguments that are read.
+    total = jax.eval_shape(functools.partial(update.zeros, model), params, kv)
+    total = update.Gradients(
+        jax.tree.map(lambda x, like: _struct(x, like.sharding), total.params, params),
+        jax.tree.map(lambda x, like: _struct(x, like.sharding), total.kv_LBSKH, kv),
+        _whole(mesh, total.terms),
+    )
+    total = program(
+        "accumulate", update.accumulate, model, objective, temperature, params, kv, batch, total
+    )
+    weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=tables.tail_ids.sharding)
+    grads = program(
+        "trunk_backward", update.trunk_backward, model, backward, total.params, total.kv_LBSKH,
+        weight,
+    )  # fmt: skip
+    optimizer = optimizers.make(config.train.optimizer)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda moment, parameter: _struct(moment, parameter.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda x: _struct(x, weight.sharding),
+    )
+    program("optimizer", update.apply, optimizer, params, opt_state, grads, weight)
+    return compiled
+
+
+def _struct(x: Any, placed: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+
+def _whole(mesh: Mesh, tree: Any) -> Any:
+    """On every device."""
+    return jax.tree.map(lambda x: _struct(x, NamedSharding(mesh, PartitionSpec())), tree)

@@ -1,0 +1,45 @@
+"""Compiling for TPU generations on a machine that has none, for the kernels' tests."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rpt import topologies
+
+GENERATIONS = topologies.GENERATIONS
+
+# For a module's `pytestmark`.
+needs_libtpu = pytest.mark.skipif(
+    topologies.library() is None, reason="libtpu is not installed: make test installs it"
+)
+
+
+@functools.cache
+def _devices(generation: str) -> list[Any]:
+    return topologies.devices(GENERATIONS[generation])
+
+
+def mesh(generation: str, **axes: int) -> Mesh:
+    """The first devices of the generation's slice; without axes, one device on axis 'x'."""
+    sizes = axes or {"x": 1}
+    count = int(np.prod(list(sizes.values())))
+    devices = np.asarray(_devices(generation)[:count])
+    return Mesh(devices.reshape(*sizes.values()), tuple(sizes))
+
+
+def compile_for(generation: str, function: Callable[..., Any], *shape_structs: Any) -> Any:
+    """`function` compiled for one device, or for those of the structs' shardings.
+
+    shape_structs: trees of ShapeDtypeStructs; those without a sharding lie on one device.
+    """
+    alone = NamedSharding(mesh(generation), PartitionSpec())
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or alone)
+
+    return jax.jit(function).lower(*jax.tree.map(place, shape_structs)).compile()

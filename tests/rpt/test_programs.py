@@ -1,0 +1,114 @@
+"""The whole step as the TPU compiler makes it: what is exchanged and what is in memory.
+
+Letters: B documents, S trunk positions, V vocabulary, D width.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import mini
+from kernels.logprob import chunked
+from rpt import config as config_lib
+from rpt import formats, programs, rollout, sharding, topologies
+from rpt.model import config as model_config
+
+pytestmark = pytest.mark.skipif(
+    topologies.library() is None, reason="libtpu is not installed: make test installs it"
+)
+
+# V is no product of other sizes, and more than one tile of logits for every program's rows.
+V, D = 40_960 + 2_048, 256
+MODEL = model_config.ModelConfig(
+    vocab_size=V, width=D, num_layers=2, num_heads=4, num_kv_heads=2, head_width=64, ff_width=512,
+    dtype="bfloat16", remat="full",
+)  # fmt: skip
+SLICES = {
+    "v5e:2x4": sharding.MeshConfig(fsdp=4, tensor=2),
+    "v5p:2x2x1": sharding.MeshConfig(replica=2, tensor=2),
+}
+SHAPE = re.compile(r"\b(f32|bf16)\[([\d,]+)\]")
+
+
+def tables() -> rollout.Tables:
+    struct = jax.ShapeDtypeStruct
+    states = len(formats.MARKER) + 1
+    return rollout.Tables(
+        tail_ids=struct((4,), jnp.int32),
+        forced_ids=struct((4,), jnp.int32),
+        close_length=struct((), jnp.int32),
+        automaton_VS=struct((V, states), jnp.uint8),
+        straddles_VS=struct((V, states), bool),
+        stop_V=struct((V,), bool),
+    )
+
+
+@functools.cache
+def compiled(name: str) -> dict[str, str]:
+    """The optimised HLO of every program of a step, for one slice."""
+    config = config_lib.from_config_dict(mini.get_config())
+    train = dataclasses.replace(config.train, batch_size=8, seq_len=256, micro_branches=16)
+    config = dataclasses.replace(config, train=train)
+    mesh = topologies.mesh(name, SLICES[name])
+    found = programs.compile_step(config, MODEL, tables(), mesh, branch_length=32)
+    return {program: each.as_text() for program, each in found.items()}
+
+
+def logit_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Arrays with an axis of the vocabulary (or a shard of it) that are no matrix of the head."""
+    found = []
+    for dtype, dims in SHAPE.findall(text):
+        shape = tuple(map(int, dims.split(",")))
+        rest = [n for n in shape if n not in (V, V // 2)]
+        head = {D, D // 2, D // 4} & set(rest)
+        if len(rest) < len(shape) and not head:
+            found.append((dtype, shape))
+    return found
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_every_program_of_a_step_compiles(name):
+    assert set(compiled(name)) == {
+        "score", "sampling_copy", "prepare_trunk", "start", "prefill", "decode", "trunk_forward",
+        "accumulate", "trunk_backward", "optimizer",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_the_kernels_are_those_for_tpu(name):
+    for program in ("decode", "trunk_forward", "accumulate", "trunk_backward"):
+        assert "tpu_custom_call" in compiled(name)[program], program
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_no_logits_travel(name):
+    for program, text in compiled(name).items():
+        for line in text.splitlines():
+            if re.search(
+                r" (all-gather|all-reduce|all-to-all|collective-permute)(-start)?\(", line
+            ):
+                assert not logit_shapes(line.split("metadata")[0]), (program, line)
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_no_array_of_logits_is_larger_than_a_tile(name):
+    for program, text in compiled(name).items():
+        for dtype, shape in logit_shapes(text):
+            size = 1
+            for n in shape:
+                size *= n
+            # A vector of ids or masks over the vocabulary is no array of logits.
+            assert size <= max(chunked.TILE_LOGITS, V), (program, dtype, shape)
+
+
+def test_decoding_moves_no_weights():
+    """The sampling copy is gathered once, before: in a decode step only activations travel."""
+    for line in compiled("v5e:2x4")["decode"].splitlines():
+        if re.search(r" (all-gather|collective-permute|all-to-all)(-start)?\(", line):
+            for _, dims in SHAPE.findall(line.split("metadata")[0]):
+                shape = tuple(map(int, dims.split(",")))
+                assert not {512, V // 2} & set(shape), line
