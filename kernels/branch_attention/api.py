@@ -82,7 +82,7 @@ def _attend_forward(implementation, *arrays):
         implementation,
         {"chunked": chunked.forward, "pallas": pallas_tpu.forward},
         *arrays,
-        unsupported=pallas_tpu.unsupported(*arrays[:5]),
+        unsupported=pallas_tpu.unsupported(arrays[1].shape[3], *arrays[:5]),
     )
     return out, (arrays, out, lse)
 
@@ -93,7 +93,7 @@ def _attend_backward(implementation, residuals, dout):
         implementation,
         {"chunked": chunked.backward, "pallas": pallas_tpu.backward},
         *(*arrays, out, lse, dout),
-        unsupported=pallas_tpu.unsupported(*arrays[:5]),
+        unsupported=pallas_tpu.unsupported(arrays[1].shape[3], *arrays[:5]),
     )
     return *gradients, None, None
 
@@ -146,7 +146,7 @@ def decode_attention(
             "pallas": pallas_tpu.decode_attention,
         },
         *arrays,
-        unsupported=pallas_tpu.unsupported(query_BRNH, *trunk, *past),
+        unsupported=pallas_tpu.unsupported(K, query_BRNH, *trunk, *past),
     )
 
 

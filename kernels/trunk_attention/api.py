@@ -6,8 +6,8 @@
     CPU, GPU      all                                                       xla
 
     'xla'      jax.nn.dot_product_attention with a mask: logits [B, N, S, S] in memory
-    'splash'   jax.experimental.pallas.ops.tpu.splash_attention: logits in VMEM by tiles, those above
-               the diagonal skipped; off TPU in Pallas' interpret mode only
+    'splash'   jax.experimental.pallas.ops.tpu.splash_attention: tiles of logits in VMEM, those
+               above the diagonal skipped; off TPU in Pallas' interpret mode only
 
 Letters: B rows, S positions, N query heads, K key/value heads, H head width.
 """

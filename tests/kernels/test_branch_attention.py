@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.branch_attention import api, chunked, decode, pallas_tpu
+from kernels.branch_attention import api, chunked, decode, pallas_layout
 
 # In units of the result's largest magnitude.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 0.02}
@@ -138,8 +138,8 @@ def test_tiles_beyond_the_furthest_cut_are_not_touched(monkeypatch):
 def test_pallas_in_blocks(monkeypatch):
     """Two row blocks, of which the second sees no trunk; three tiles, of which two are seen by no
     row and are no numbers; two tiles of own keys."""
-    monkeypatch.setattr(pallas_tpu, "_ROWS", 128)
-    monkeypatch.setattr(pallas_tpu, "_TRUNK_TILE", 128)
+    monkeypatch.setattr(pallas_layout, "_POSITIONS", 128)
+    monkeypatch.setattr(pallas_layout, "_TRUNK_TILE", 128)
     arrays, weight = draw(1, 300, 4, 40, 1, 1, 8)
     lo_BR = np.array([[130, 128, 140, 5]], np.int32)
     hi_BR = np.array([[256, 200, 250, 5]], np.int32)
