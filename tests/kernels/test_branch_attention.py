@@ -136,15 +136,15 @@ def test_tiles_beyond_the_furthest_cut_are_not_touched(monkeypatch):
 
 
 def test_pallas_in_blocks(monkeypatch):
-    """Two row blocks, of which the second sees no trunk; three tiles, of which two are seen by no
-    row and are no numbers; two tiles of own keys."""
+    """Two blocks of positions, the last branch sees no trunk; four tiles, of which the outer ones
+    are seen by nobody and are no numbers; two tiles of own keys."""
     monkeypatch.setattr(pallas_layout, "_POSITIONS", 128)
     monkeypatch.setattr(pallas_layout, "_TRUNK_TILE", 128)
-    arrays, weight = draw(1, 300, 4, 40, 1, 1, 8)
-    lo_BR = np.array([[130, 128, 140, 5]], np.int32)
-    hi_BR = np.array([[256, 200, 250, 5]], np.int32)
+    arrays, weight = draw(1, 400, 4, 40, 1, 1, 8)
+    lo_BR = np.array([[130, 128, 300, 5]], np.int32)
+    hi_BR = np.array([[384, 200, 350, 5]], np.int32)
     expected = exact(arrays, lo_BR, hi_BR, weight)
-    found = run("pallas", with_nan(arrays, 128, 256), lo_BR, hi_BR, weight)
+    found = run("pallas", with_nan(arrays, 128, 384), lo_BR, hi_BR, weight)
     assert_close(found, expected, 2e-6)
 
 

@@ -18,7 +18,7 @@ from kernels.logprob import api as logprob
 from kernels.sample import noise
 from rpt import formats, rollout, update
 from rpt.model import config as config_lib
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 TOKENS = ("a", "b", "c", "d", "e", "f", "</thi", "nk>", "</think>", "nk>b", "\n", "<eos>",
           "<think>",
@@ -437,3 +437,24 @@ def test_greedy_takes_the_most_probable_token(roll):
     out = roll(dataclasses.replace(BASE, temperature=0.0))
     np.testing.assert_array_equal(out.tokens_BRT[out.sampled_BRT], out.best_BRT[out.sampled_BRT])
     assert (out.log_prob_BRT == 0).all()
+
+
+def test_decoding_writes_its_caches_in_place(tiny_model, tiny_params):
+    """A chunk's caches are those it was given, and its loop copies no whole cache."""
+    model = tiny_model
+    tables = make_tables(formats.parse_template("{{document}}<think>{{thought}}</think>{{answer}}"))
+    R, size = 6, 24
+    kv = transformer.KeyValues(*[jnp.zeros((2, 1, 8, 2, 8))] * 2)
+    hi_BR, live_BR = jnp.full((1, R), 5), jnp.ones((1, R), bool)
+    keys = jnp.zeros((1, R, 2), jnp.uint32)
+    branches, cache = rollout.start(model, tables, hi_BR, live_BR, keys, None, size, size)
+    compiled = rollout.decode.lower(
+        model, SCRIPT_CONFIG, decoding.sampling_copy(model, tiny_params), tables,
+        decoding.prepare_trunk(model, kv), cache, branches, jnp.int32(0), size, False,
+    ).compile()  # fmt: skip
+    leaves = jax.tree.leaves(cache)
+    aliased = compiled.memory_analysis().alias_size_in_bytes
+    assert aliased >= sum(x.nbytes for x in leaves)
+    shapes = {f"f32[{','.join(map(str, x.shape))}]" for x in leaves}
+    copies = [line for line in compiled.as_text().splitlines() if " copy(" in line]
+    assert not [line for line in copies if any(shape in line for shape in shapes)]
