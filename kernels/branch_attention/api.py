@@ -4,11 +4,11 @@ Both parts are one softmax, merged by log-sum-exp. The trunk's keys are read onc
 block of branches, and not once per branch: the R*T*g queries of a document meet them in matrix
 products shared by a key/value head. Tiles of the trunk beyond the furthest cut are skipped.
 
-    op                 lowered for   shapes                                       implementation
-    branch_attention   TPU           float32 or bfloat16, H a multiple of 8       pallas
-    decode_attention                 up to 256
-    both               TPU           others                                       chunked
-    both               CPU, GPU      all                                          chunked
+    lowered for   shapes                                                   implementation=None
+    TPU           float32 or bfloat16, H a multiple of 8 up to 256,        pallas
+                  g*H up to 1,024, nothing empty
+    TPU           others                                                   chunked
+    CPU, GPU      all                                                      chunked
 
 Letters: B documents, S trunk positions, R branches, T branch positions, U cached positions of a
 branch, N query heads, K key/value heads, g = N/K query heads per key/value head, H head width.

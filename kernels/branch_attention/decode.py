@@ -133,12 +133,9 @@ def _over_trunk(
     def fold(state, block, key, value, first, start):
         """The tile whose first position is `start`; of it, positions from `first` on."""
         query_KMH, shift_KM1, lo_m, hi_m = block
-        s = start + jnp.arange(key.shape[-2])
-        seen = (s >= jnp.maximum(lo_m, first)[..., None]) & (s < hi_m[..., None])
-        seen = jnp.repeat(seen, g, axis=-2)[..., None, :, :]
-        return step(
-            state, chunked.dot("...MH,...sH->...Ms", query_KMH, key), seen, shift_KM1, value
-        )
+        seen = _seen(start + jnp.arange(key.shape[-2]), jnp.maximum(lo_m, first), hi_m, g)
+        logits = chunked.dot("...MH,...sH->...Ms", query_KMH, key)
+        return step(state, logits, seen, shift_KM1, value)
 
     def one(inputs):
         block, document = inputs
@@ -151,8 +148,8 @@ def _over_trunk(
             key, value = (jax.lax.dynamic_slice(x, at, (1, K, s, H))[0] for x in trunk)
             return fold(state, block, key, value, j * s, start)
 
-        widths = (1, H)
-        state = tuple(jnp.full((K, m * g, w), x, jnp.float32) for x, w in zip(initial, widths))
+        empty = [(K, m * g, 1), (K, m * g, H)]
+        state = tuple(jnp.full(*x, jnp.float32) for x in zip(empty, initial))
         seen = chunked.visible_tiles(block[2], block[3], s)
         return jax.lax.fori_loop(*seen, add, state)
 
@@ -167,3 +164,9 @@ def _over_trunk(
         return x.reshape(B, blocks * m, K, g, -1)[:, :R]
 
     return tuple(map(join, state))
+
+
+def _seen(s: jax.Array, lo_m: jax.Array, hi_m: jax.Array, g: int) -> jax.Array:
+    """[..., 1, M, s]: which positions each row sees."""
+    seen = (s >= lo_m[..., None]) & (s < hi_m[..., None])
+    return jnp.repeat(seen, g, axis=-2)[..., None, :, :]

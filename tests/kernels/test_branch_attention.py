@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.branch_attention import api, chunked, decode, pallas_layout
+from kernels.branch_attention import api, chunked, decode, pallas_layout, specs
 
 # In units of the result's largest magnitude.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 0.02}
@@ -46,6 +46,10 @@ def draw(B, S, R, T, N, K, H, dtype=jnp.float32):
     shapes = (B, R, T, N, H), *[(B, R, T, K, H)] * 2, *[(B, S, K, H)] * 2
     arrays = [jnp.asarray(rng.normal(size=shape) * 1.5, dtype) for shape in shapes]
     return arrays, rng.normal(size=shapes[0])
+
+
+def sizes(spec: specs.Spec) -> dict[str, int]:
+    return {name: getattr(spec, name) for name in SIZES}
 
 
 def attend(implementation, lo_BR, hi_BR, query, key, value, *trunk):
@@ -140,7 +144,7 @@ def test_pallas_in_blocks(monkeypatch):
     are seen by nobody and are no numbers; two tiles of own keys."""
     monkeypatch.setattr(pallas_layout, "_POSITIONS", 128)
     monkeypatch.setattr(pallas_layout, "_TRUNK_TILE", 128)
-    arrays, weight = draw(1, 400, 4, 40, 1, 1, 8)
+    arrays, weight = draw(**sizes(specs.TINY["beyond_blocks"]))
     lo_BR = np.array([[130, 128, 300, 5]], np.int32)
     hi_BR = np.array([[384, 200, 350, 5]], np.int32)
     expected = exact(arrays, lo_BR, hi_BR, weight)
@@ -149,7 +153,7 @@ def test_pallas_in_blocks(monkeypatch):
 
 
 def test_pallas_of_grouped_queries_in_bfloat16():
-    arrays, weight = draw(1, 18, 5, 3, 4, 2, 8, jnp.bfloat16)
+    arrays, weight = draw(**sizes(specs.TINY["one_block"]), dtype=jnp.bfloat16)
     expected = exact(arrays, LO[:1], HI[:1], weight)
     assert_close(run("pallas", arrays, LO[:1], HI[:1], weight), expected, 0.02)
 
@@ -211,7 +215,7 @@ def test_decoding_is_the_last_position_of_training(dtype, decode_blocks):
 
 
 def test_decoding_by_pallas():
-    arrays, weight = draw(1, 18, 5, 3, 4, 2, 8)
+    arrays, weight = draw(**sizes(specs.TINY["one_block"]))
     expected = exact(arrays, LO[:1], HI[:1], weight)[0][:, :, -1]
     assert_close([decoding("pallas", arrays, LO[:1], HI[:1])], [expected], 2e-6)
 
