@@ -40,7 +40,7 @@ def ops() -> Iterator[dict[str, Any]]:
     for generation in _GENERATIONS.value:
         device = topologies.devices(topologies.GENERATIONS[generation])[0]
         alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-        for case in cases.pallas_cases(jnp.bfloat16):
+        for case in cases.cases(jnp.bfloat16, "pallas"):
             inputs = jax.tree.map(
                 lambda x, alone=alone: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone),
                 case.inputs,
