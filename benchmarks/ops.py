@@ -7,8 +7,6 @@ this machine's roofline, which is measured in the same process: a product of 4,0
 FLOP/s, a copy of 256 MB for GB/s. `temporaries` is the compiler's figure.
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +29,11 @@ def roofline(dtype: str) -> tuple[float, float]:
     n = _SIZE.value
     matrix = jnp.ones((n, n), dtype)
     product = jax.jit(lambda a: a @ a)
-    seconds = report.seconds(lambda: product(matrix), time.perf_counter, _REPEATS.value)
+    seconds = report.seconds(lambda: product(matrix), _REPEATS.value)
     flops = 2 * n**3 / seconds
     block = jnp.ones(2**26, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    seconds = report.seconds(lambda: copy(block), time.perf_counter, _REPEATS.value)
+    seconds = report.seconds(lambda: copy(block), _REPEATS.value)
     return flops, 2 * block.nbytes / seconds
 
 
@@ -69,7 +67,6 @@ def main(argv: list[str]) -> None:
             compiled = jax.jit(case.function).lower(*inputs).compile()
             seconds = report.seconds(
                 lambda compiled=compiled, inputs=inputs: compiled(*inputs),
-                time.perf_counter,
                 _REPEATS.value,
             )
             least = max(case.flops / most_flops, case.bytes / most_bytes)

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import resource
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,14 +48,14 @@ def show(workload: str, rows: Sequence[dict[str, Any]]) -> None:
     print(json.dumps({"workload": workload, "machine": machine(), "rows": list(rows)}))
 
 
-def seconds(run: Callable[[], Any], clock: Callable[[], float], repeats: int) -> float:
+def seconds(run: Callable[[], Any], repeats: int) -> float:
     """The least time of `repeats` runs, after one that compiles; waits for the results."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
-        began = clock()
+        began = time.perf_counter()
         jax.block_until_ready(run())
-        times.append(clock() - began)
+        times.append(time.perf_counter() - began)
     return min(times)
 
 

@@ -22,11 +22,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import cases, chips, report
+from benchmarks import cases, chips, report, workloads
 from kernels import models
-from rpt import cli, formats, programs, rollout, sharding, topologies
+from rpt import cli, programs, sharding, topologies
 from rpt import config as config_lib
-from rpt.model import config as model_config
 
 _WHAT = flags.DEFINE_enum("what", "ops", ["ops", "step"], "Kernels, or a whole step.")
 _GENERATIONS = flags.DEFINE_list("generations", list(topologies.GENERATIONS), "For ops.")
@@ -63,25 +62,13 @@ def ops() -> Iterator[dict[str, Any]]:
 
 
 def step(config: config_lib.Config) -> Iterator[dict[str, Any]]:
-    shape = models.MODELS[_MODEL.value]
-    model = model_config.ModelConfig(
-        vocab_size=shape.V,
-        width=shape.D,
-        num_layers=shape.L,
-        num_heads=shape.N,
-        num_kv_heads=shape.K,
-        head_width=shape.H,
-        ff_width=shape.F,
-        qkv_bias=_MODEL.value.startswith("qwen"),
-        tied_head=shape.D < 2048,
-        dtype="bfloat16",
-        remat="full",
-    )
+    model = workloads.model_of(_MODEL.value, dtype="bfloat16", remat="full")
     mesh = topologies.mesh(
         _TOPOLOGY.value, sharding.MeshConfig(fsdp=_FSDP.value, tensor=_TENSOR.value)
     )
     chip = chips.CHIPS[_TOPOLOGY.value.partition(":")[0]]
-    for name, compiled in programs.compile_step(config, model, tables(model), mesh).items():
+    tables = programs.table_shapes(model.vocab_size, tail=8, close=8)
+    for name, compiled in programs.compile_step(config, model, tables, mesh).items():
         memory = compiled.memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
@@ -92,20 +79,6 @@ def step(config: config_lib.Config) -> Iterator[dict[str, Any]]:
             "temporaries GB": memory.temp_size_in_bytes / 1e9,
             "HBM share": total / chip.hbm_bytes,
         }
-
-
-def tables(model: model_config.ModelConfig) -> rollout.Tables:
-    """Shapes of the sampler's tables: a tail and a close of 8 tokens each."""
-    states = len(formats.MARKER) + 1
-    struct = jax.ShapeDtypeStruct
-    return rollout.Tables(
-        tail_ids=struct((8,), jnp.int32),
-        forced_ids=struct((8,), jnp.int32),
-        close_length=struct((), jnp.int32),
-        automaton_VS=struct((model.vocab_size, states), jnp.uint8),
-        straddles_VS=struct((model.vocab_size, states), bool),
-        stop_V=struct((model.vocab_size,), bool),
-    )
 
 
 def main(argv: list[str]) -> None:

@@ -44,7 +44,7 @@ def run(
         )
     if implementation not in functions:
         raise ValueError(
-            f"unknown implementation {implementation!r}; choose one of {', '.join(functions)}"
+            f"unknown implementation {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     if implementation == "pallas" and unsupported is not None:
         raise ValueError(f"the Pallas kernel cannot run here: {unsupported}")

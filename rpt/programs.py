@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rpt import config as config_lib
-from rpt import optimizers, rollout, scoring, sharding, update
+from rpt import formats, optimizers, rollout, scoring, sharding, update
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
 
@@ -35,7 +35,7 @@ def compile_step(
     Args:
       config: sections train, positions, rollout, objective.
       model: static model shape.
-      tables: of `rollout.make_tables`, arrays or their shapes.
+      tables: of `rollout.make_tables`, or `table_shapes`.
       mesh: of real or described devices.
       branch_length: T of the update's micro-batch; the longest branch by default.
 
@@ -45,6 +45,20 @@ def compile_step(
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return _compile_step(config, model, _whole(mesh, tables), mesh, branch_length)
+
+
+def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
+    """Shapes of the sampler's tables, for a tail and a close of so many tokens and no suffix."""
+    struct: Any = jax.ShapeDtypeStruct
+    states = len(formats.MARKER) + 1
+    return rollout.Tables(
+        tail_ids=struct((tail,), jnp.int32),
+        forced_ids=struct((close,), jnp.int32),
+        close_length=struct((), jnp.int32),
+        automaton_VS=struct((vocab_size, states), jnp.uint8),
+        straddles_VS=struct((vocab_size, states), bool),
+        stop_V=struct((vocab_size,), bool),
+    )
 
 
 def _compile_step(config, model, tables, mesh, branch_length) -> dict[str, jax.stages.Compiled]:

@@ -74,7 +74,7 @@ def logprob(
       ValueError: shapes that do not fit each other, a temperature or cap that is not positive, or
         an implementation that is unknown or cannot take these shapes.
     """
-    _check(hidden_MD, unembedding_VD, labels_M, threshold_M, implementation)
+    _check(hidden_MD, unembedding_VD, labels_M, threshold_M)
     if temperature <= 0 or (soft_cap is not None and soft_cap <= 0):
         raise ValueError(
             f"temperature={temperature} and soft_cap={soft_cap} must be positive (or no cap)"
@@ -151,7 +151,7 @@ def score(
       ValueError: shapes that do not fit each other, more `top` than vocabulary, or an
         implementation that does not exist ('pallas' neither).
     """
-    _check(hidden_MD, unembedding_VD, labels_M, None, implementation)
+    _check(hidden_MD, unembedding_VD, labels_M, None)
     V = unembedding_VD.shape[0]
     shards = 1 if vocab_axis is None else jax.lax.axis_size(vocab_axis)
     if not 1 <= top <= V * shards:
@@ -190,15 +190,10 @@ def _first_id(unembedding_VD: jax.Array, vocab_axis: str | None) -> jax.Array | 
     return 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * unembedding_VD.shape[0]
 
 
-def _check(hidden_MD, unembedding_VD, labels_M, threshold_M, implementation) -> None:
+def _check(hidden_MD, unembedding_VD, labels_M, threshold_M) -> None:
     M, D = hidden_MD.shape if hidden_MD.ndim == 2 else (-1, -1)
     rows = (labels_M,) if threshold_M is None else (labels_M, threshold_M)
     heads = unembedding_VD.ndim == 2 and unembedding_VD.shape[1] == D
     if not heads or any(x.shape != (M,) for x in rows):
         shapes = ", ".join(str(x.shape) for x in (hidden_MD, unembedding_VD, *rows))
         raise ValueError(f"need shapes [M, D], [V, D], [M] (and [M] for a threshold): {shapes}")
-    if implementation is not None and implementation not in dispatch.IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown implementation {implementation!r}; "
-            f"choose one of {', '.join(dispatch.IMPLEMENTATIONS)}"
-        )

@@ -1,4 +1,4 @@
-"""The vocabulary split over devices == on one. Run by test_sample.py in a process of its own.
+"""The vocabulary split over devices == on one. Run by test_eight_devices.py.
 
 Letters: M rows, D width, V vocabulary.
 """

@@ -3,15 +3,9 @@
 Letters: M rows, D width, V vocabulary, K the largest logits.
 """
 
-import ast
 import contextlib
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -357,39 +351,3 @@ def test_what_does_not_fit_is_refused_in_one_line():
         with pytest.raises(ValueError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
-
-
-# --- the vocabulary split over devices, in a process of its own
-
-SHARDED = pathlib.Path(__file__).parent / "sharded_logprob.py"
-PROPERTIES = [
-    node.name
-    for node in ast.parse(SHARDED.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, list[str]]:
-    """For each property, the failures of its cases: '' where a case passed."""
-    report = tmp_path_factory.mktemp("sharded") / "report.xml"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(SHARDED), f"--junitxml={report}"],
-        cwd=SHARDED.parents[2],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert report.is_file(), done.stdout + done.stderr
-    found: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failure = "".join(child.text or child.tag for child in case)
-        found.setdefault(case.attrib["name"].split("[")[0], []).append(failure)
-    return found
-
-
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_on_eight_devices(outcomes, name):
-    failures = [failure for failure in outcomes[name] if failure]
-    assert not failures, "\n\n".join(failures)

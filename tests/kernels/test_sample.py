@@ -3,14 +3,8 @@
 Seeds are fixed, so each bound is met always or never. Letters: M rows, D width, V vocabulary.
 """
 
-import ast
 import dataclasses
 import functools
-import os
-import pathlib
-import subprocess
-import sys
-from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -443,37 +437,3 @@ def test_any_arrangement_of_the_noise_has_its_bits():
     keys, ids = row_keys(6), jnp.arange(50, dtype=jnp.uint32)
     rows_last = noise.gumbel_at(keys[:, 0], keys[:, 1], ids.astype(jnp.int32)[:, None])
     np.testing.assert_array_equal(rows_last.T, noise.gumbel(keys, ids))
-
-
-SHARDED = pathlib.Path(__file__).parent / "sharded_sample.py"
-PROPERTIES = [
-    node.name
-    for node in ast.parse(SHARDED.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, list[str]]:
-    """For each property, the failures of its cases: '' where a case passed."""
-    report = tmp_path_factory.mktemp("sharded") / "report.xml"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(SHARDED), f"--junitxml={report}"],
-        cwd=SHARDED.parents[2],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert report.is_file(), done.stdout + done.stderr
-    found: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failure = "".join(child.text or child.tag for child in case)
-        found.setdefault(case.attrib["name"].split("[")[0], []).append(failure)
-    return found
-
-
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_on_eight_devices(outcomes, name):
-    failures = [failure for failure in outcomes[name] if failure]
-    assert not failures, "\n\n".join(failures)

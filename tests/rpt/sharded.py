@@ -1,4 +1,4 @@
-"""Sharded over 8 devices == on one device. Run by test_sharding.py in a process of its own.
+"""Sharded over 8 devices == on one device. Run by test_eight_devices.py.
 
 Letters: B documents, S trunk positions, R branches per document, T branch positions, C cuts.
 """

@@ -7,14 +7,12 @@ import dataclasses
 import functools
 import re
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import mini
 from kernels.logprob import chunked
 from rpt import config as config_lib
-from rpt import formats, programs, rollout, sharding, topologies
+from rpt import programs, sharding, topologies
 from rpt.model import config as model_config
 
 pytestmark = pytest.mark.skipif(
@@ -34,19 +32,6 @@ SLICES = {
 SHAPE = re.compile(r"\b(f32|bf16)\[([\d,]+)\]")
 
 
-def tables() -> rollout.Tables:
-    struct = jax.ShapeDtypeStruct
-    states = len(formats.MARKER) + 1
-    return rollout.Tables(
-        tail_ids=struct((4,), jnp.int32),
-        forced_ids=struct((4,), jnp.int32),
-        close_length=struct((), jnp.int32),
-        automaton_VS=struct((V, states), jnp.uint8),
-        straddles_VS=struct((V, states), bool),
-        stop_V=struct((V,), bool),
-    )
-
-
 @functools.cache
 def compiled(name: str) -> dict[str, str]:
     """The optimised HLO of every program of a step, for one slice."""
@@ -54,7 +39,9 @@ def compiled(name: str) -> dict[str, str]:
     train = dataclasses.replace(config.train, batch_size=8, seq_len=256, micro_branches=16)
     config = dataclasses.replace(config, train=train)
     mesh = topologies.mesh(name, SLICES[name])
-    found = programs.compile_step(config, MODEL, tables(), mesh, branch_length=32)
+    found = programs.compile_step(
+        config, MODEL, programs.table_shapes(V, tail=4, close=4), mesh, branch_length=32
+    )
     return {program: each.as_text() for program, each in found.items()}
 
 
