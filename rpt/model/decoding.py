@@ -230,10 +230,8 @@ def _layer(
         q = transformer.rms_norm(q, layer.query_norm_H, config.norm_epsilon)
         k = transformer.rms_norm(k, layer.key_norm_H, config.norm_epsilon)
     mixed = attend(rope.rotate(q, *rotation), rope.rotate(k, *rotation), v)
-    # As one matrix product: XLA would copy the matrix of a contraction over two axes.
-    D = x.shape[-1]
-    x = x + mixed.reshape(*x.shape[:-1], -1) @ layer.output_NHD.reshape(-1, D)
+    x = x + transformer.product(mixed, layer.output_NHD, summed=2)
     h = transformer.rms_norm(x, layer.ff_norm_D, config.norm_epsilon)
     gate_up = jnp.einsum("...D,DjF->...jF", h, layer.gate_up_D2F)
     h = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-    return x + jnp.einsum("...F,FD->...D", h, layer.down_FD)
+    return x + transformer.product(h, layer.down_FD)
