@@ -19,12 +19,17 @@ from kernels.sample import specs as sample_specs
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call, `function(*inputs)`, and the least that any implementation computes and moves."""
+    """One call, `function(*inputs)`, and the least that any implementation computes and moves.
+
+    `inputs` are shapes; `integers` are the values of those inputs, by their index, that decide how
+    much is computed: every branch sees the whole trunk and a full past.
+    """
 
     op: str
     spec: str
     function: Callable[..., Any]
     inputs: tuple[Any, ...]
+    integers: dict[int, int]
     flops: int
     bytes: int
 
@@ -36,25 +41,27 @@ def cases(dtype: Any, implementation: Implementation) -> Iterator[Case]:
         inputs = spec.inputs(dtype)
         forward = functools.partial(_logprob, implementation)
         flops, moved = spec.forward_flops, spec.forward_bytes(dtype)
-        yield Case("logprob", name, forward, inputs, flops, moved)
+        yield Case("logprob", name, forward, inputs, {}, flops, moved)
         both = _with_gradients(forward, differentiated=(0, 1))
         flops, moved = flops + spec.backward_flops, moved + spec.backward_bytes(dtype)
-        yield Case("logprob + gradients", name, both, inputs, flops, moved)
+        yield Case("logprob + gradients", name, both, inputs, {}, flops, moved)
     for name, spec in sample_specs.REAL.items():
         draw = functools.partial(sample.sample, **spec.options, implementation=implementation)
-        yield Case("sample", name, draw, spec.inputs(dtype), spec.flops, spec.bytes(dtype))
+        yield Case("sample", name, draw, spec.inputs(dtype), {}, spec.flops, spec.bytes(dtype))
     for name, spec in branch_specs.TRAINING.items():
-        inputs = spec.inputs(dtype)
+        inputs, seen = spec.inputs(dtype), {4: 0, 5: spec.S}
         attend = functools.partial(branch_attention.branch_attention, implementation=implementation)
         flops, moved = spec.forward_flops, spec.forward_bytes(dtype)
-        yield Case("branch_attention", name, attend, inputs, flops, moved)
+        yield Case("branch_attention", name, attend, inputs, seen, flops, moved)
         both = _with_gradients(attend, differentiated=(0, 1, 2, 3))
         flops, moved = flops + spec.backward_flops, moved + spec.backward_bytes(dtype)
-        yield Case("branch_attention + gradients", name, both, inputs, flops, moved)
+        yield Case("branch_attention + gradients", name, both, inputs, seen, flops, moved)
     for name, spec in branch_specs.DECODE.items():
         attend = functools.partial(branch_attention.decode_attention, implementation=implementation)
         flops, moved = spec.forward_flops, spec.forward_bytes(dtype)
-        yield Case("decode_attention", name, attend, spec.inputs(dtype), flops, moved)
+        assert spec.U is not None
+        inputs, seen = spec.inputs(dtype), {2: 0, 3: spec.S, 5: spec.U}
+        yield Case("decode_attention", name, attend, inputs, seen, flops, moved)
 
 
 def _logprob(implementation, hidden_MD, unembedding_VD, labels_M, threshold_M):

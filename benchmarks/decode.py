@@ -4,9 +4,9 @@
 
 One document of 512 tokens; R branches with their cuts spread over it; SmolLM2-135M's shape. The
 bound is measured in the same process: the matrix products of one step alone, chained, at R rows,
-give the machine's rate at that row count; rate / FLOPs per token (the ledger's: head, attention to
-the whole trunk and to the cache included) is what decoding would reach if nothing but products took
-time.
+give the machine's rate at that row count; rate / FLOPs per token (head, attention to what a branch
+sees of trunk and past included) is what decoding would reach if nothing but the products that it
+needs took time.
 `share` is the part of it that decoding reaches. `prefill` is the trunk pass with its entropies.
 """
 
@@ -87,7 +87,9 @@ def main(argv: list[str]) -> None:
             return result.tokens_BRT
 
         seconds = report.seconds(think, repeats)
-        tokens, flops = ledger.decode_flops(model, 1, S, decode_steps)
+        tokens, _ = ledger.decode_flops(model, 1, S, decode_steps)
+        # Not the ledger's FLOPs, which count masked keys: computing them is no merit.
+        flops = ledger.forward_flops(model, tokens, cut_BC.mean() + (T + 1) / 2)
         x_MD = jnp.ones((R, model.width), model.dtype)
         alone = report.seconds(lambda x_MD=x_MD: products(copy, x_MD, 8), repeats) / 8
         rate = R * product_flops(copy) / alone

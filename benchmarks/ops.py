@@ -7,6 +7,8 @@ this machine's roofline, which is measured in the same process: a product of 4,0
 FLOP/s, a copy of 256 MB for GB/s. `temporaries` is the compiler's figure.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,13 +39,21 @@ def roofline(dtype: str) -> tuple[float, float]:
     return flops, 2 * block.nbytes / seconds
 
 
-def array(struct: jax.ShapeDtypeStruct, generator: np.random.Generator) -> jax.Array:
-    """Random values; integers small enough to be ids, cuts and lengths."""
-    if jnp.issubdtype(struct.dtype, jnp.floating):
-        return jnp.asarray(
-            generator.normal(size=struct.shape).astype(np.float32) * 0.1, struct.dtype
-        )
-    return jnp.asarray(generator.integers(1, 64, struct.shape), struct.dtype)
+def arrays(case: cases.Case) -> tuple[Any, ...]:
+    """The inputs: random numbers, ids below the smallest vocabulary, and what `integers` say."""
+    generator = np.random.default_rng(0)
+
+    def one(struct: jax.ShapeDtypeStruct) -> jax.Array:
+        if jnp.issubdtype(struct.dtype, jnp.floating):
+            values = generator.standard_normal(struct.shape, np.float32) * 0.1
+            return jnp.asarray(values, struct.dtype)
+        return jnp.asarray(generator.integers(1, 2**15, struct.shape), struct.dtype)
+
+    filled = [
+        jnp.full(x.shape, case.integers[i], x.dtype) if i in case.integers else jax.tree.map(one, x)
+        for i, x in enumerate(case.inputs)
+    ]
+    return tuple(filled)
 
 
 def main(argv: list[str]) -> None:
@@ -62,8 +72,7 @@ def main(argv: list[str]) -> None:
                 continue
             if not case.op.startswith(tuple(_OPS.value) or ("",)):
                 continue
-            generator = np.random.default_rng(0)
-            inputs = jax.tree.map(lambda x, g=generator: array(x, g), case.inputs)
+            inputs = arrays(case)
             compiled = jax.jit(case.function).lower(*inputs).compile()
             seconds = report.seconds(
                 lambda compiled=compiled, inputs=inputs: compiled(*inputs),

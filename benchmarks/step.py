@@ -157,7 +157,7 @@ class Bench:
 
     def _row_gradients(self, micro: update.MicroBatch) -> Any:
         T = micro.tokens_BRT.shape[-1]
-        total = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p))(self.params)
+        total = _zeros(self.params)
         for c, cut in enumerate(self.workload.cuts):
             group = slice(c * self.workload.group, (c + 1) * self.workload.group)
             rows = jax.tree.map(lambda x, group=group: x[0, group], micro)
@@ -214,12 +214,17 @@ def _prompt(model, params, tokens_BS, segments_BS, positions_BS) -> transformer.
     return transformer.trunk(model, params, tokens_BS, segments_BS, positions_BS)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("length",), donate_argnames=("parts",))
+@functools.partial(jax.jit, static_argnames=("length",))
 def _stack(parts: list[transformer.KeyValues], length: int) -> transformer.KeyValues:
     def padded(x):
         return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)))
 
     return jax.tree.map(lambda *xs: jnp.concatenate([padded(x) for x in xs], axis=1), *parts)
+
+
+@jax.jit
+def _zeros(params) -> Any:
+    return jax.tree.map(jnp.zeros_like, params)
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("total",))

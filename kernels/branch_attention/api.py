@@ -2,11 +2,13 @@
 
 Both parts are one softmax, merged by log-sum-exp. The trunk's keys are read once per document or
 block of branches, and not once per branch: the R*T*g queries of a document meet them in matrix
-products shared by a key/value head. Tiles of the trunk beyond the furthest cut are skipped.
+products shared by a key/value head. Tiles of the trunk beyond the furthest cut are skipped (in
+chunked decoding once the trunk's logits do not fit at once). `chunked` holds the own logits of a
+block of branches, R*T*g rows in blocks of at least T*g, in one piece: its memory grows with T*T.
 
     lowered for   shapes                                                   implementation=None
     TPU           float32 or bfloat16, H a multiple of 8 up to 256,        pallas
-                  g*H up to 1,024, nothing empty
+                  g*H up to 1,024
     TPU           others                                                   chunked
     CPU, GPU      all                                                      chunked
 
@@ -56,8 +58,8 @@ def branch_attention(
       [B, R, T, N, H] in the query's dtype; the softmax is computed in float32.
 
     Raises:
-      ValueError: shapes that do not fit each other, or an implementation that is unknown or cannot
-        take these.
+      ValueError: shapes that do not fit each other or are empty, or an implementation that is
+        unknown or cannot take these.
     """
     B, R, T, N, H = _rank("query", query_BRTNH, 5)
     S, K = _rank("trunk", trunk[0], 4)[1:3]
@@ -157,6 +159,8 @@ def _rank(name: str, array: jax.Array, rank: int) -> tuple[int, ...]:
 
 
 def _check(name: str, shape: tuple[int, ...], *arrays: jax.Array) -> None:
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty: {shape}")
     if any(x.shape != shape for x in arrays):
         raise ValueError(f"{name} must be {shape}, not {', '.join(str(x.shape) for x in arrays)}")
 

@@ -90,8 +90,9 @@ DECODE = {
     "qwen2.5_14b": Spec(B=1, S=4096, R=512, T=1, U=256, **_model("qwen2.5_14b")),
 }
 
-# For interpret mode: within one block, and with several blocks of positions and tiles of 128.
+# For interpret mode: two documents within one block each, and several blocks of positions and tiles
+# of 128.
 TINY = {
-    "one_block": Spec(B=1, S=18, R=5, T=3, N=4, K=2, H=8),
+    "one_block": Spec(B=2, S=18, R=5, T=3, N=4, K=2, H=8),
     "beyond_blocks": Spec(B=1, S=400, R=4, T=40, N=1, K=1, H=8),
 }

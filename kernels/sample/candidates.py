@@ -12,9 +12,10 @@ If forgotten <= x, no logit outside the list is above x, so c_1 .. c_{j-1} are e
 above x of the whole vocabulary, in order, ties included. Top-p's verdict on each of them reads
 the masses of the ones before it and the mass that it is a share of: that of everything (summed
 on the way) or, after top-k, that of c_1 .. c_k, which are the k largest of the vocabulary if
-forgotten <= c_k. So the set kept is the right one, and x is the largest logit dropped, since
-what was forgotten is no larger. If nothing is dropped and nothing was forgotten
-(forgotten = -inf), the list is the vocabulary. Rows without proof go to `bisection`.
+there are k candidates and forgotten <= c_k, or if nothing was forgotten. So the set kept is the
+right one, and x is the largest logit dropped, since what was forgotten is no larger. If nothing is
+dropped and nothing was forgotten (forgotten = -inf), the list is the vocabulary. Rows without proof
+go to `bisection`.
 """
 
 from typing import NamedTuple
@@ -136,7 +137,8 @@ def _cut(
         sums_MK = jnp.cumsum(jnp.where(kept_MK, e_MK, 0), axis=1)
         if request.top_k:
             mass_M = jnp.max(sums_MK, axis=1)
-            proven_M = forgotten_M <= jnp.min(jnp.where(within_MK, z_MK, jnp.inf), axis=1)
+            kth_M = jnp.min(jnp.where(within_MK, z_MK, jnp.inf), axis=1)
+            proven_M = forgotten_M <= (kth_M if request.top_k <= K else NEVER)
         before_MK = jnp.pad(sums_MK[:, :-1], ((0, 0), (1, 0)))
         kept_MK = within_MK & (before_MK < request.top_p * mass_M[:, None])
     last_M = jnp.min(jnp.where(kept_MK, z_MK, jnp.inf), axis=1)

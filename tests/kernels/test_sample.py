@@ -247,7 +247,8 @@ def hard_rows(V: int, bins: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(1, 1.0), (20, 1.0), (200, 1.0), (0, 0.5), (0, 0.99), (30, 0.6)]
+    ("top_k", "top_p"),
+    [(1, 1.0), (20, 1.0), (200, 1.0), (0, 0.5), (0, 0.99), (30, 0.6)],
 )
 def test_candidates_and_bisection_agree_with_the_oracle(top_k, top_p):
     """Bisection always; candidates wherever they claim a proof."""
@@ -280,6 +281,15 @@ def test_candidates_and_bisection_agree_with_the_oracle(top_k, top_p):
     for row, logits in enumerate(logits_MV):
         kept = logits >= np.asarray(searched.threshold_M)[row]
         np.testing.assert_array_equal(kept, truncated(logits, 1.0, top_k, top_p) > 0)
+
+
+def test_a_list_shorter_than_top_k_proves_nothing_about_its_mass():
+    """Of 704 logits 352 are listed; top-p's share is one of the 500 largest."""
+    logits = np.where(np.arange(704) % 35 == 0, 4.0, 0.0).astype(np.float32)
+    rows = jnp.ones((1, 1)), jnp.asarray(logits)[:, None], row_keys(1)
+    options = {"temperature": 1.0, "top_k": 500, "top_p": 0.73}
+    expected = sample(*rows, implementation="reference", **options)
+    assert_same(chunked_sample(*rows, **options), expected)
 
 
 def test_ordinary_rows_need_one_pass():
@@ -437,3 +447,12 @@ def test_any_arrangement_of_the_noise_has_its_bits():
     keys, ids = row_keys(6), jnp.arange(50, dtype=jnp.uint32)
     rows_last = noise.gumbel_at(keys[:, 0], keys[:, 1], ids.astype(jnp.int32)[:, None])
     np.testing.assert_array_equal(rows_last.T, noise.gumbel(keys, ids))
+
+
+def test_the_tail_of_the_noise():
+    """What decides between the tokens of a large vocabulary: noise of fewer bits has no tail."""
+    values = np.asarray(noise.gumbel(row_keys(2**7), jnp.arange(2**17, dtype=jnp.uint32)))
+    for z in (6, 9, 12):
+        expected = values.size * -np.expm1(-np.exp(-z))
+        assert abs((values > z).sum() - expected) < 4 * np.sqrt(expected)
+    assert np.mean([len(np.unique(row)) for row in values[:8]]) > 0.98 * values.shape[1]
