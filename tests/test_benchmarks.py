@@ -1,0 +1,70 @@
+"""What the benchmarks compare does the same work."""
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from benchmarks import cases, step, workloads
+from rpt.model import config as model_config
+
+MODEL = model_config.ModelConfig(
+    vocab_size=96, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, ff_width=32
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return step.transformer.init(MODEL, jax.random.key(0))
+
+
+def bench(layout: str, params) -> step.Bench:
+    return step.Bench(MODEL, params, workloads.WORKLOADS["tiny"], layout)
+
+
+@pytest.fixture(scope="module")
+def trunk(params):
+    """Thoughts and gradients of the trunk layout."""
+    found = bench("trunk", params)
+    result = found.think(found.prefill())
+    return result, found.learn(result)
+
+
+@pytest.mark.parametrize("layout", ["rows", "group"])
+def test_every_layout_learns_the_same_from_the_same_thoughts(layout, trunk, params):
+    result, expected = trunk
+    found = bench(layout, params).learn(result)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("layout", ["trunk", "rows", "group"])
+def test_every_layout_thinks_as_its_trainer_does(layout, trunk, params):
+    """Sampled log-probabilities are those of whole rows under the same parameters."""
+    made = bench(layout, params)
+    result = made.think(made.prefill())
+    R, T = result.tokens_BRT.size // result.tokens_BRT.shape[-1], result.tokens_BRT.shape[-1]
+    tokens, sampled = (x.reshape(R, T) for x in (result.tokens_BRT, result.sampled_BRT))
+    recorded = result.log_prob_BRT.reshape(R, T)
+    cuts = np.repeat(made.workload.cuts, made.workload.group)
+    for row, cut in enumerate(cuts):
+        whole = np.concatenate([made.document_S[:cut], tokens[row]])[None]
+        hidden, _ = step.transformer.trunk(MODEL, params, *step._rows(whole))
+        logits = hidden[0] @ step.transformer.unembedding(MODEL, params).T
+        expected = jax.nn.log_softmax(logits)[np.arange(len(whole[0]) - 1), whole[0, 1:]][cut - 1 :]
+        where = sampled[row]
+        np.testing.assert_allclose(recorded[row][where], expected[where], atol=1e-4)
+
+
+def test_every_op_has_what_its_figures_assume():
+    """Attention is timed on what its FLOPs count: whole trunks and full pasts."""
+    for case in cases.cases(np.float32, "chunked"):
+        if "attention" in case.op:
+            assert set(case.integers.values()) > {0}
+            integers = [i for i, x in enumerate(case.inputs) if getattr(x, "dtype", 0) == np.int32]
+            assert set(integers) == set(case.integers)
