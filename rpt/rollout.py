@@ -33,6 +33,8 @@ from rpt.model import decoding, transformer
 
 THINK, FORCE, ANSWER, DONE = range(4)
 
+_HALVINGS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -255,9 +257,10 @@ def _ladder(first: int, last: int) -> list[int]:
 
 
 def _bucket(live: int, R: int, multiple: int) -> int:
-    """The smallest of R, R/2, R/4, ... that holds `live` and stays a multiple."""
-    while R % (2 * multiple) == 0 and live <= R // 2:
-        R //= 2
+    """The smallest of R, R/2, R/4 and R/8, a program each, that holds `live` and is a multiple."""
+    for _ in range(_HALVINGS):
+        if R % (2 * multiple) == 0 and live <= R // 2:
+            R //= 2
     return R
 
 

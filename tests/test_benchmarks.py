@@ -68,3 +68,22 @@ def test_every_op_has_what_its_figures_assume():
             assert set(case.integers.values()) > {0}
             integers = [i for i, x in enumerate(case.inputs) if getattr(x, "dtype", 0) == np.int32]
             assert set(integers) == set(case.integers)
+
+
+def test_from_its_third_time_a_step_compiles_nothing(params):
+    """The second finds parameters where an update has put them."""
+    made = bench("trunk", jax.tree.map(jax.numpy.array, params))
+    made.step()
+    made.step()
+    compiled = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if "backend_compile" in event:
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    made.step()
+    assert not compiled
+    jax.jit(lambda x: x + 1)(np.float32(1))
+    assert compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
