@@ -17,62 +17,14 @@ indexed, never listed.
 
 import dataclasses
 import fnmatch
-import hashlib
 import importlib
 import json
 import pathlib
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
-from data import splits
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One document.
-
-    Fields:
-        text: its text.
-        document_id: 63 bits; the same document has the same id in every run.
-        markup: the strings of special tokens in the text are special tokens (worked documents).
-        labels: known facts about words, (word index, label), where words are `text.split()`: (41,
-            'answer/5'). Only generated sources have them.
-    """
-
-    text: str
-    document_id: int
-    markup: bool = False
-    labels: tuple[tuple[int, str], ...] = ()
-
-
-class Source(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-def document_id(text: str) -> int:
-    """63 bits of the SHA-256 of the content: stable across runs, sources and splits."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ListSource:
-    """Documents in memory."""
-
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
-
-
-def from_texts(texts: Sequence[str]) -> ListSource:
-    return ListSource([Record(text, document_id(text)) for text in texts])
+from data import miniature, records, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +32,14 @@ class FileSource:
     """One document per file, read when asked for."""
 
     paths: Sequence[pathlib.Path]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> records.Record:
         text = read_text(self.paths[index])
-        return Record(text, document_id(text))
+        return records.of_text(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +49,17 @@ class JsonLinesSource:
     path: pathlib.Path
     field: str
     lines: Sequence[tuple[int, int]]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> records.Record:
         number, offset = self.lines[index]
         with self.path.open("rb") as file:
             file.seek(offset)
             text = _field_of(file.readline(), self.field, f"{self.path}:{number}")
-        return Record(text, document_id(text))
+        return records.of_text(text)
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -125,7 +79,7 @@ def read_text(path: pathlib.Path) -> str:
         ) from error
 
 
-def open_source(spec: str, **extra: str) -> Source:
+def open_source(spec: str, **extra: str) -> records.Source:
     """Opens a source by its spec; `extra` options are added to those of the spec.
 
     Raises:
@@ -155,7 +109,9 @@ def open_source(spec: str, **extra: str) -> Source:
     return source if split is None else split(source)
 
 
-def _pop_split(options: dict[str, str], spec: str) -> Callable[[Source], Source] | None:
+def _pop_split(
+    options: dict[str, str], spec: str
+) -> Callable[[records.Source], records.Source] | None:
     """Takes the split options away; returns what applies them, or None without any."""
     given = {key: options.pop(key) for key in splits.OPTIONS if key in options}
     if not given:
@@ -174,9 +130,10 @@ def _pop_split(options: dict[str, str], spec: str) -> Callable[[Source], Source]
         ) from error
     fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
 
-    def apply(source: Source) -> Source:
-        records = [source[index] for index in range(len(source))]
-        return ListSource(splits.split_documents(records, seed, fractions)[given["split"]])
+    def apply(source: records.Source) -> records.Source:
+        documents = [source[index] for index in range(len(source))]
+        dealt = splits.split_documents(documents, seed, fractions)
+        return records.ListSource(dealt[given["split"]], source.counts)
 
     return apply
 
@@ -192,19 +149,19 @@ def _existing(path: str, what: str) -> pathlib.Path:
     return found
 
 
-def _open_text(path: str, options: dict[str, str]) -> Source:
+def _open_text(path: str, options: dict[str, str]) -> records.Source:
     separator = options.pop("separator", None)
     text = read_text(_existing(path, "text"))
     if separator is None:
-        return from_texts([text] if text.strip() else [])
+        return records.from_texts([text] if text.strip() else [])
     try:
         parts = re.split(r"\n[^\S\n]*\n\s*" if separator == "blank" else separator, text)
     except re.error as error:
         raise ValueError(f"separator {separator!r} is no regular expression: {error}") from error
-    return from_texts([part for part in parts if part is not None and part.strip()])
+    return records.from_texts([part for part in parts if part is not None and part.strip()])
 
 
-def _open_folder(path: str, options: dict[str, str]) -> Source:
+def _open_folder(path: str, options: dict[str, str]) -> records.Source:
     pattern = options.pop("pattern", "*")
     folder = _existing(path, "folder")
     paths = sorted(
@@ -217,7 +174,7 @@ def _open_folder(path: str, options: dict[str, str]) -> Source:
     return FileSource([file for file in paths if read_text(file).strip()])
 
 
-def _open_jsonl(path: str, options: dict[str, str]) -> Source:
+def _open_jsonl(path: str, options: dict[str, str]) -> records.Source:
     field = options.pop("field", "text")
     file_path = _existing(path, "jsonl")
     return JsonLinesSource(file_path, field, list(_lines_with_text(file_path, field)))
@@ -243,23 +200,20 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     return value[field]
 
 
-def _open_pydoc(path: str, options: dict[str, str]) -> Source:
+def _open_pydoc(path: str, options: dict[str, str]) -> records.Source:
     if path:
         raise ValueError(f"the source 'pydoc' takes no path, but has {path!r}")
     topics: Mapping[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return from_texts(splits.distinct_sections(list(topics.values())))
+    return records.from_texts(splits.distinct_sections(list(topics.values())))
 
 
-def _open_miniature(path: str, options: dict[str, str]) -> Source:
+def _open_miniature(path: str, options: dict[str, str]) -> records.Source:
     if path:
         raise ValueError(f"the source 'miniature' takes no path, but has {path!r}")
-    # Imported when asked for: it needs this module's Record.
-    from data import miniature
-
     return miniature.open_miniature(options)
 
 
-SOURCES: dict[str, Callable[[str, dict[str, str]], Source]] = {
+SOURCES: dict[str, Callable[[str, dict[str, str]], records.Source]] = {
     "text": _open_text,
     "folder": _open_folder,
     "jsonl": _open_jsonl,
