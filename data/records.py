@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+MAX_BYTES = 16 * 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -87,3 +89,64 @@ class ListSource:
 
 def from_texts(texts: Sequence[str]) -> ListSource:
     return ListSource([of_text(text) for text in texts])
+
+
+class Guard:
+    """What is done about faults: the options `on_fault`, `max_faults` and `max_bytes` of a spec.
+
+    Fields:
+        on_fault: 'fail', or 'skip' and count.
+        max_faults: more than that fail even with 'skip'.
+        max_bytes: a longer record is a fault.
+        counts: records left out so far, by reason: 'fault/<reason>', and 'empty', which is none.
+        faults: (reason, where, message) of those skipped, in the order met.
+    """
+
+    def __init__(self, on_fault: str = "fail", max_faults: int = 100, max_bytes: int = MAX_BYTES):
+        if on_fault not in ("fail", "skip") or max_faults < 0 or max_bytes < 1:
+            raise ValueError(
+                "need on_fault=fail or skip, max_faults >= 0, max_bytes >= 1, "
+                f"not {on_fault!r}, {max_faults} and {max_bytes}"
+            )
+        self.on_fault = on_fault
+        self.max_faults = max_faults
+        self.max_bytes = max_bytes
+        self.counts: dict[str, int] = {}
+        self.faults: list[tuple[str, str, str]] = []
+
+    def meet(self, fault: Fault) -> None:
+        """Counts a fault.
+
+        Raises:
+            Fault: this one, if it must not be skipped.
+        """
+        if self.on_fault == "fail":
+            raise fault
+        if len(self.faults) >= self.max_faults:
+            raise Fault(
+                fault.reason,
+                fault.where,
+                f"{fault.message} (and {len(self.faults)} faults before it were skipped: "
+                f"max_faults={self.max_faults} allows no more)",
+            )
+        self.faults.append((fault.reason, fault.where, fault.message))
+        self.count(f"fault/{fault.reason}")
+
+    def count(self, reason: str, number: int = 1) -> None:
+        if number:
+            self.counts[reason] = self.counts.get(reason, 0) + number
+
+    def replay(self, counts: Mapping[str, int], faults: Sequence[Sequence[str]]) -> None:
+        """Meets what was met when something was indexed or prepared in an earlier run."""
+        for reason, where, message in faults:
+            self.meet(Fault(reason, where, message))
+        for reason, number in counts.items():
+            if not reason.startswith("fault/"):
+                self.count(reason, number)
+
+    def too_long(self, where: str, size: int) -> Fault:
+        return Fault(
+            "too_long",
+            where,
+            f"is a record of {size} bytes, more than max_bytes={self.max_bytes}",
+        )
