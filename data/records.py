@@ -3,8 +3,10 @@
 Nothing here opens anything: `data/sources.py` does.
 """
 
+import bisect
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -89,6 +91,28 @@ class ListSource:
 
 def from_texts(texts: Sequence[str]) -> ListSource:
     return ListSource([of_text(text) for text in texts])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Concatenated:
+    """Documents of one source after those of another."""
+
+    parts: Sequence[Source]
+    ends: Sequence[int]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        part = bisect.bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+def concatenated(parts: Sequence[Source]) -> Source:
+    ends = list(itertools.accumulate(len(part) for part in parts))
+    return parts[0] if len(parts) == 1 else Concatenated(parts, ends)
 
 
 class Guard:
