@@ -115,6 +115,20 @@ def concatenated(parts: Sequence[Source]) -> Source:
     return parts[0] if len(parts) == 1 else Concatenated(parts, ends)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counted:
+    """A source with what was left out when it was opened."""
+
+    source: Source
+    counts: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[index]
+
+
 class Guard:
     """What is done about faults: the options `on_fault`, `max_faults` and `max_bytes` of a spec.
 

@@ -75,6 +75,7 @@ class Plan:
         ends: positions at which shards end; None ends them at SHARD_BYTES of text.
         notes: further entries of the manifest.
         token_count: tokens of a text, to be added up; None for none.
+        skipped: what was left out before, when the source was opened, by reason.
     """
 
     identity: Mapping[str, Any]
@@ -82,6 +83,7 @@ class Plan:
     ends: Sequence[int] | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     token_count: Callable[[str], int] | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -96,24 +98,26 @@ class _State:
 
 
 def write(
-    folder: pathlib.Path, plan: Plan, guard: records.Guard, progress: Progress | None = None
+    folder: pathlib.Path, plan: Plan, rules: records.Guard, progress: Progress | None = None
 ) -> tuple[dict[str, Any], bool]:
     """Writes, or goes on writing, a prepared folder; a finished one is checked.
+
+    Args:
+        rules: what is done about faults; counts stand in the manifest and not there.
 
     Returns:
         The manifest, and whether anything was written.
 
     Raises:
-        ValueError: the folder holds something else, or a finished shard is not what it was; or
-            there is no document with any text.
-        records.Fault: one that the guard does not let pass; what is finished stays.
+        ValueError: the folder holds something else, or a finished shard is not what it was.
+        records.Fault: one that must not be skipped; what is finished stays.
     """
+    guard = records.Guard(rules.on_fault, rules.max_faults, rules.max_bytes)
     with cache.locked(folder):
         manifest = folder / "manifest.json"
         if manifest.exists():
             found = read_manifest(folder)
             _check_identity(folder, found["identity"], plan.identity)
-            guard.replay(found["skipped"], found["faults"])
             verify(folder, found)
             return found, False
         state = _begin(folder, plan)
@@ -228,16 +232,16 @@ def _write_shard(
 def _manifest(plan: Plan, guard: records.Guard, state: _State) -> dict[str, Any]:
     totals = {
         key: sum(shard[key] for shard in state.shards)
-        for key in ("documents", "text_bytes", "tokens", "bytes")
-        if state.shards and key in state.shards[0]
+        for key in ("documents", "text_bytes", "bytes", *(["tokens"] if plan.token_count else []))
     }
-    if not totals.get("documents"):
-        raise ValueError(f"nothing to prepare: no document with any text (left out: {guard.counts})")
+    skipped = dict(plan.skipped)
+    for reason, number in guard.counts.items():
+        skipped[reason] = skipped.get(reason, 0) + number
     return {
         "version": VERSION,
         **plan.notes,
         **totals,
-        "skipped": guard.counts,
+        "skipped": skipped,
         "faults": guard.faults,
         "identity": dict(plan.identity),
         "shards": state.shards,

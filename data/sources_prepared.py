@@ -30,9 +30,7 @@ class ShardSource:
         try:
             return shards.decode(raw)
         except ValueError as error:
-            raise records.Fault(
-                "unreadable", f"{self.path}: record {index}", str(error)
-            ) from error
+            raise records.Fault("unreadable", f"{self.path}: record {index}", str(error)) from error
 
 
 def open_prepared(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
@@ -70,14 +68,12 @@ def open_cached_items(
     """The same for documents that are identified by other things than a file."""
     identity = {**identity, "max_bytes": guard.max_bytes, "version": shards.VERSION}
     folder = cache.entry("prepared", identity)
-    if (folder / "manifest.json").exists():
-        manifest = shards.read_manifest(folder)
-        guard.replay(manifest["skipped"], manifest["faults"])
-        return _source(folder, manifest, guard)
-    logging.getLogger(__name__).warning(
-        "preparing %s in %s, once", identity.get("path") or identity.get("name"), folder
-    )
-    manifest, _ = shards.write(folder, shards.Plan(identity, items), guard)
+    if not (folder / "manifest.json").exists():
+        what = identity.get("path") or identity.get("name")
+        logging.getLogger(__name__).warning("preparing %s in %s, once", what, folder)
+        shards.write(folder, shards.Plan(identity, items), guard)
+    manifest = shards.read_manifest(folder)
+    guard.replay(manifest["skipped"], manifest["faults"])
     return _source(folder, manifest, guard)
 
 
