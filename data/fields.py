@@ -1,6 +1,7 @@
 """The text of a record with named fields: one field, or several joined."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 
 from data import records
@@ -20,6 +21,19 @@ class Fields:
             records.Fault: a field is missing or no text.
         """
         return self.join.join(self._one(values, name, where) for name in self.names)
+
+    def text_of_json(self, raw: bytes, where: str) -> str:
+        """The same of one JSON object in UTF-8; a byte order mark may stand before it.
+
+        Raises:
+            records.Fault: it is not UTF-8, not JSON, or lacks a field.
+        """
+        text = decoded(raw, where).removeprefix("\ufeff")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise records.Fault("not_json", where, f"is not JSON: {error}") from error
+        return checked(self.text_of(value if isinstance(value, dict) else {}, where), where)
 
     def _one(self, values: Mapping[str, object], name: str, where: str) -> str:
         value = values.get(name)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from data import cache, extras, fields, records
 
-_CHUNK = 2**20
+CHUNK = 2**20
 COMPRESSED = (".gz", ".zst")
 
 
@@ -63,7 +63,7 @@ def _find_remote(url: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         found = [name for name in filesystem.find(path) if name.endswith(tuple(suffixes))]
     else:
         found = [path] if filesystem.exists(path) else []
-    return [cache.fetch(filesystem.unstrip_protocol(name)) for name in sorted(found)]
+    return [cache.fetch(str(filesystem.unstrip_protocol(name))) for name in sorted(found)]
 
 
 def below(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
@@ -136,7 +136,7 @@ def lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
         content: bytes | None = line
         if len(line.rstrip(b"\r\n")) > max_bytes:
             content = None
-            while not line.endswith(b"\n") and (line := file.readline(_CHUNK)):
+            while not line.endswith(b"\n") and (line := file.readline(CHUNK)):
                 size += len(line)
         yield Line(number, offset, size, content)
         offset += size
@@ -148,11 +148,12 @@ def opened_stream(path: pathlib.Path) -> Iterator[BinaryIO]:
 
     Reading raises what `broken` turns into a fault.
     """
-    with path.open("rb") as raw:
+    with path.open("rb", CHUNK) as raw:
         if path.suffix == ".gz":
-            yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
+            # Not behind a larger buffer: where the file is cut off, that loses lines read before.
+            yield gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
-            yield io.BufferedReader(_Zstandard(raw), _CHUNK)
+            yield io.BufferedReader(_Zstandard(raw), CHUNK)
         else:
             yield raw
 
@@ -184,7 +185,7 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            raw = self._rest or self._raw.read(_CHUNK // 8)
+            raw = self._rest or self._raw.read(CHUNK // 8)
             self._rest = b""
             if not raw:
                 if self._frame is not None:

@@ -56,7 +56,7 @@ def prepare(
         ends = [len(source) * (shard + 1) // shard_count for shard in range(shard_count)]
     parsed = sources.parse(spec)
     rules = sources.take_guard(parsed.options)
-    digest = None if loaded is None else loaded.digest
+    digest = None if loaded is None else loaded.digest()
     identity = {
         "source": _without_policy(parsed),
         "fingerprint": fingerprint(source),

@@ -125,7 +125,7 @@ def write(
         _write_shards(folder, plan, guard, state, progress)
         text = json.dumps(_manifest(plan, guard, state), indent=1, ensure_ascii=False)
         cache.replace_text(manifest, text + "\n")
-        (folder / ".progress.json").unlink()
+        (folder / ".progress.json").unlink(missing_ok=True)
         return read_manifest(folder), True
 
 

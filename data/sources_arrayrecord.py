@@ -1,80 +1,19 @@
-"""array_record: sources, files of ArrayRecord's own format, and the reader that others share."""
+"""array_record: sources, files of the ArrayRecord format that others wrote."""
 
-import collections
 import dataclasses
-import importlib
 import pathlib
-import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from data import fields, files, records, sources_jsonl
+from data import arrayrecords, fields, files, records
 
-_MOST_OPEN = 64
-# Reads of single records: no read-ahead, no threads.
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _FORMS = ("text", "json", "example")
-
-
-class Reader:
-    """Raw records of several files, by (file, index); at most 64 files are open at a time."""
-
-    def __init__(self, paths: Sequence[pathlib.Path]):
-        self._paths = paths
-        self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def length(self, file: int) -> int:
-        with self._lock:
-            return self._reader(file).num_records()
-
-    def read(self, file: int, index: int) -> bytes:
-        """One record.
-
-        Raises:
-            records.Fault: the file is gone, or damaged there.
-        """
-        with self._lock:
-            reader = self._reader(file)
-            try:
-                return reader.read([index])[0]
-            except (RuntimeError, IndexError) as error:
-                # A reader that met damage says no to everything after it.
-                del self._open[file]
-                raise records.Fault(
-                    "unreadable",
-                    f"{self._paths[file]}: record {index}",
-                    f"cannot be read: {' '.join(str(error).split())}",
-                ) from error
-
-    def _reader(self, file: int) -> Any:
-        if file in self._open:
-            self._open.move_to_end(file)
-            return self._open[file]
-        path = self._paths[file]
-        if not path.exists():
-            raise records.Fault("vanished", str(path), "is gone")
-        if not path.stat().st_size:
-            raise records.Fault("empty_file", str(path), "is an empty file of 0 bytes")
-        library = importlib.import_module("array_record.python.array_record_module")
-        reader = library.ArrayRecordReader(str(path), options=_READER_OPTIONS)
-        if not reader.ok():
-            raise records.Fault(
-                "truncated",
-                str(path),
-                "is no whole ArrayRecord file: cut off, or its writer was not closed",
-            )
-        self._open[file] = reader
-        if len(self._open) > _MOST_OPEN:
-            self._open.popitem(last=False)[1].close()
-        return reader
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayRecordSource:
     """Records of one file whose content has the `form` text, json or example."""
 
-    reader: Reader
+    reader: arrayrecords.Reader
     path: pathlib.Path
     file: int
     length: int
@@ -94,7 +33,7 @@ class ArrayRecordSource:
         if self.form == "text":
             return records.of_text(fields.decoded(raw, where))
         if self.form == "json":
-            return records.of_text(sources_jsonl.text_of(raw, self.chosen, where))
+            return records.of_text(self.chosen.text_of_json(raw, where))
         try:
             values = example_bytes(raw)
         except (IndexError, ValueError) as error:
@@ -103,13 +42,13 @@ class ArrayRecordSource:
 
 
 def open_array_record(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
-    """Files are opened once, so that a half-written one is found now; records when they are read."""
+    """Files are opened now, so that a half-written one is found; records when they are read."""
     form = options.pop("form", "text")
     if form not in _FORMS:
         raise ValueError(f"form={form!r} of an array_record source: choose {', '.join(_FORMS)}")
     chosen = fields.take(options)
     found = files.find(path, "array_record", (".array_record", ".arrayrecord"))
-    reader = Reader(found)
+    reader = arrayrecords.Reader(found)
     parts = []
     for number, file in enumerate(found):
         try:

@@ -178,7 +178,7 @@ def _dataset_folder(folder: pathlib.Path, subset: str | None) -> pathlib.Path:
     subsets = folder / "dataset_dict.json"
     if subsets.exists():
         names = json.loads(subsets.read_text())["splits"]
-        if subset not in names:
+        if subset is None or subset not in names:
             raise ValueError(f"{folder} holds several datasets: set subset= to one of {names}")
         folder = folder / subset
     elif subset is not None:

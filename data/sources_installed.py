@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from data import records, splits
 
 _VERSE = re.compile(r"^(\w+?)(\d+):(\d+) (.*)$")
-_NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3")
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
 def _check_no_path(path: str, what: str) -> None:
@@ -31,25 +31,34 @@ def open_pydoc(path: str, options: dict[str, str], guard: records.Guard) -> reco
 def open_docstrings(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
     """One document per module of the standard library: its docstrings in order.
 
-    The modules are parsed and not imported.
+    The modules are parsed and not imported. The path is a package, as in docstrings:json, or empty
+    for all.
     """
     del options, guard
-    _check_no_path(path, "docstrings")
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    tops = (
+        [root / path] if path else [top for top in root.iterdir() if top.name not in _NOT_LIBRARY]
+    )
+    if not re.fullmatch(r"\w*", path) or (path and not tops[0].is_dir()):
+        raise ValueError(f"docstrings:{path} is no package of the standard library")
+    found = [file for top in tops for file in _modules(top)]
     texts = []
-    for file in sorted(root.rglob("*.py")):
-        parts = file.relative_to(root).parts
-        if any(part in _NOT_LIBRARY for part in parts):
+    for file in sorted(found):
+        if set(file.relative_to(root).parts) & _NOT_LIBRARY:
             continue
         try:
             tree = ast.parse(file.read_bytes())
         except SyntaxError:  # Some versions ship templates that are no modules.
             continue
         name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        found = list(_docstrings(tree, name))
-        if found:
-            texts.append("\n\n".join(f"{where}\n\n{text}" for where, text in found) + "\n")
+        sections = [f"{where}\n\n{text}" for where, text in _docstrings(tree, name)]
+        if sections:
+            texts.append("\n\n".join(sections) + "\n")
     return records.from_texts(texts)
+
+
+def _modules(top: pathlib.Path) -> list[pathlib.Path]:
+    return [*top.rglob("*.py")] if top.is_dir() else [top] if top.suffix == ".py" else []
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:

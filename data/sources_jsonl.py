@@ -1,6 +1,5 @@
 """jsonl: sources: one JSON object a line, plain, .gz or .zst."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -24,32 +23,13 @@ def open_jsonl(path: str, options: dict[str, str], guard: records.Guard) -> reco
             parts.append(sources_prepared.open_cached(file, key, read, guard))
         else:
             parts.append(
-                spans.open_spans(file, key, _scan(file, chosen, guard), _parser(chosen), guard)
+                spans.open_spans(file, key, _scan(file, chosen, guard), chosen.text_of_json, guard)
             )
     return records.concatenated(parts)
 
 
-def _parser(chosen: fields.Fields):
-    return lambda raw, where: text_of(raw, chosen, where)
-
-
-def text_of(raw: bytes, chosen: fields.Fields, where: str) -> str:
-    """The text of one JSON object.
-
-    Raises:
-        records.Fault: it is not UTF-8, not JSON, or lacks a field.
-    """
-    try:
-        value = json.loads(fields.decoded(raw, where).removeprefix("\ufeff"))
-    except records.Fault:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise records.Fault("not_json", where, f"is not JSON: {error}") from error
-    return fields.checked(chosen.text_of(value if isinstance(value, dict) else {}, where), where)
-
-
 def _scan(path: pathlib.Path, chosen: fields.Fields, guard: records.Guard) -> spans.Scan:
-    def scan(file: BinaryIO) -> Iterator[spans.Span | None | records.Fault]:
+    def scan(file: BinaryIO) -> Iterator[spans.Span | records.Fault | None]:
         for line, text in _texts(file, path, chosen, guard):
             if isinstance(text, records.Fault):
                 yield text
@@ -84,6 +64,6 @@ def _texts(
             yield line, guard.too_long(where, line.size)
         elif raw := line.content.strip():
             try:
-                yield line, text_of(raw, chosen, where)
+                yield line, chosen.text_of_json(raw, where)
             except records.Fault as fault:
                 yield line, fault

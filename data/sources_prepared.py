@@ -9,14 +9,14 @@ import logging
 import pathlib
 from collections.abc import Mapping
 
-from data import cache, files, records, shards, sources_arrayrecord
+from data import arrayrecords, cache, files, records, shards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardSource:
     """Documents of one shard."""
 
-    reader: sources_arrayrecord.Reader
+    reader: arrayrecords.Reader
     path: pathlib.Path
     file: int
     length: int
@@ -79,7 +79,7 @@ def open_cached_items(
 
 def _source(folder: pathlib.Path, manifest: Mapping, guard: records.Guard) -> records.Source:
     paths = [folder / shard["file"] for shard in manifest["shards"]]
-    reader = sources_arrayrecord.Reader(paths)
+    reader = arrayrecords.Reader(paths)
     parts = []
     for number, (path, shard) in enumerate(zip(paths, manifest["shards"])):
         try:

@@ -102,7 +102,7 @@ def _separated(text: str, separator: str) -> list[str]:
 def _paragraphs(path: pathlib.Path, guard: records.Guard) -> spans.Scan:
     """Runs of lines with text; a fault takes the run it lies in with it."""
 
-    def scan(file: BinaryIO) -> Iterator[spans.Span | None | records.Fault]:
+    def scan(file: BinaryIO) -> Iterator[spans.Span | records.Fault | None]:
         first, start, end = 0, 0, 0
         fault: records.Fault | None = None
 

@@ -24,7 +24,7 @@ _ENTRY = struct.Struct("<QQQ")
 
 Span = tuple[int, int, int]
 # What a pass over a file finds: a document, one without text (None), or a fault.
-Scan = Callable[[BinaryIO], Iterator[Span | None | records.Fault]]
+Scan = Callable[[BinaryIO], Iterator[Span | records.Fault | None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,14 +73,14 @@ def open_spans(
     stamp = files.stamp(path)
     if stamp[0] <= _CACHED_FROM_BYTES:
         sink = io.BytesIO()
-        with path.open("rb") as file:
+        with path.open("rb", files.CHUNK) as file:
             _write(scan(file), sink, guard)
         return SpanSource(path, stamp, _spans(np.frombuffer(sink.getbuffer(), "<u8")), parse)
     folder = cache.entry("spans", _VERSION, str(path.resolve()), *stamp, guard.max_bytes, *key)
     with cache.locked(folder):
         if not (folder / "notes.json").exists():
             own = records.Guard(guard.on_fault, guard.max_faults, guard.max_bytes)
-            with path.open("rb") as file, (folder / "spans").open("wb") as sink:
+            with path.open("rb", files.CHUNK) as file, (folder / "spans").open("wb") as sink:
                 _write(scan(file), sink, own)
             notes = {"path": str(path), "counts": own.counts, "faults": own.faults}
             # Last: with it the entry counts as whole.
@@ -98,7 +98,7 @@ def _spans(flat: np.ndarray) -> np.ndarray:
 
 
 def _write(
-    found: Iterator[Span | None | records.Fault], sink: BinaryIO, guard: records.Guard
+    found: Iterator[Span | records.Fault | None], sink: BinaryIO, guard: records.Guard
 ) -> None:
     for span in found:
         if isinstance(span, records.Fault):
