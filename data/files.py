@@ -10,7 +10,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from data import cache, extras, fields, records
 
@@ -63,7 +63,7 @@ def _find_remote(url: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         found = [name for name in filesystem.find(path) if name.endswith(tuple(suffixes))]
     else:
         found = [path] if filesystem.exists(path) else []
-    return [cache.fetch(str(filesystem.unstrip_protocol(name))) for name in sorted(found)]
+    return [cache.fetch(str(filesystem.unstrip_protocol(name))) for name in sorted(map(str, found))]
 
 
 def below(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
@@ -126,7 +126,11 @@ class Line:
     content: bytes | None
 
 
-def lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
+class Readable(Protocol):
+    def readline(self, size: int, /) -> bytes: ...
+
+
+def lines(file: Readable, max_bytes: int) -> Iterator[Line]:
     """Lines of a file, numbered from 1, none of more than `max_bytes` ever held in memory."""
     number = offset = 0
     # Two more bytes than allowed: the line's end does not count.
@@ -143,7 +147,7 @@ def lines(file: BinaryIO, max_bytes: int) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def opened_stream(path: pathlib.Path) -> Iterator[BinaryIO]:
+def opened_stream(path: pathlib.Path) -> Iterator[Readable]:
     """A file's content from the start; .gz and .zst files are decompressed.
 
     Reading raises what `broken` turns into a fault.

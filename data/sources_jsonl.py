@@ -55,7 +55,7 @@ def _items(path: pathlib.Path, chosen: fields.Fields, guard: records.Guard):
 
 
 def _texts(
-    file: BinaryIO, path: pathlib.Path, chosen: fields.Fields, guard: records.Guard
+    file: files.Readable, path: pathlib.Path, chosen: fields.Fields, guard: records.Guard
 ) -> Iterator[tuple[files.Line, str | records.Fault]]:
     """Every line that is not blank, with its text or what is wrong with it."""
     for line in files.lines(file, guard.max_bytes):

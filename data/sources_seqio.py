@@ -61,15 +61,17 @@ def _items(provider: Any, name: str, subset: str, chosen: fields.Fields, guard: 
     is_mixture = hasattr(provider, "total_rate")
 
     def items(start: int) -> Iterator[records.Record | records.Fault]:
-        more = {"copy_pretokenized": True} if is_mixture else {}
-        dataset = provider.get_dataset(
-            sequence_length=None,
-            split=subset,
-            shuffle=False,
-            num_epochs=1,
-            try_in_mem_cache=False,
-            **more,
-        )
+        settings = {"sequence_length": None, "split": subset, "shuffle": False, "num_epochs": 1}
+        settings["try_in_mem_cache"] = False
+        if is_mixture:
+            # Its tasks must agree in what they have, and it drops what it is not asked to keep.
+            settings["copy_pretokenized"] = all(
+                f"{field}_pretokenized" in task.get_dataset(**settings).element_spec
+                for task in provider.tasks
+                if subset in task.splits
+                for field in chosen.names
+            )
+        dataset = provider.get_dataset(**settings)
         for index, example in enumerate(dataset.skip(start).as_numpy_iterator(), start):
             where = f"seqio {name}[{subset}]: example {index}"
             try:

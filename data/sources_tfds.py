@@ -6,6 +6,7 @@ through TensorFlow into the cache once.
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -67,9 +68,8 @@ def open_tfds(path: str, options: dict[str, str], guard: records.Guard) -> recor
     except (ValueError, KeyError) as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"{path!r} of TFDS has no subset {subset!r} (subsets: {known})") from error
-    wanted = library.decode.PartialDecoding(dict.fromkeys(chosen.names, True))
     if builder.info.file_format.value == "array_record":
-        examples = builder.as_data_source(split=subset, decoders=wanted)
+        examples = builder.as_data_source(split=subset)
         return TfdsSource(examples, name, chosen, guard.max_bytes)
     identity = {
         "name": name,
@@ -78,7 +78,10 @@ def open_tfds(path: str, options: dict[str, str], guard: records.Guard) -> recor
         "changed": _changed(pathlib.Path(str(builder.data_path))),
         "key": ["tfds", list(chosen.names), chosen.join],
     }
-    items = _items(builder, subset, wanted, name, chosen, guard)
+    wanted = library.decode.PartialDecoding(dict.fromkeys(chosen.names, True))
+    # Autocaching holds a small dataset in memory.
+    settings = {"decoders": wanted, "read_config": library.ReadConfig(try_autocache=False)}
+    items = _items(builder, subset, settings, name, chosen, guard)
     return sources_prepared.open_cached_items(identity, items, guard)
 
 
@@ -89,8 +92,9 @@ def _builder(library: Any, path: str, data_dir: str | None) -> Any:
             return library.builder_from_directory(str(folder))
         return library.builder(path, data_dir=data_dir, try_gcs=False)
     except (ValueError, ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"TFDS cannot open {path!r}: {reason[:300]}") from error
+        # Without the list of all there are.
+        reason = " ".join(str(error).split()).partition(" Available datasets")[0]
+        raise ValueError(f"TFDS cannot open {path!r}: {reason}") from error
 
 
 def _changed(folder: pathlib.Path) -> int:
@@ -100,11 +104,16 @@ def _changed(folder: pathlib.Path) -> int:
 
 
 def _items(
-    builder: Any, subset: str, wanted: Any, name: str, chosen: fields.Fields, guard: records.Guard
+    builder: Any,
+    subset: str,
+    settings: dict[str, Any],
+    name: str,
+    chosen: fields.Fields,
+    guard: records.Guard,
 ):
     def items(start: int) -> Iterator[records.Record | records.Fault]:
         # In the order of the files, the same every time.
-        dataset = builder.as_dataset(split=subset, decoders=wanted, shuffle_files=False)
+        dataset = builder.as_dataset(split=subset, shuffle_files=False, **settings)
         index = start
         try:
             for index, example in enumerate(dataset.skip(start).as_numpy_iterator(), start):
@@ -117,7 +126,8 @@ def _items(
         except Exception as error:
             if type(error).__name__ not in ("DataLossError", "NotFoundError"):
                 raise
-            message = f"cannot be read on: {' '.join(str(error).split())[:300]}"
+            reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", " ".join(str(error).split()))
+            message = f"cannot be read on: {reason}"
             yield records.Fault("truncated", f"{name}, after example {index},", message)
 
     return items
