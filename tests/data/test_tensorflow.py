@@ -1,4 +1,4 @@
-"""TFDS builders and seqio tasks, for real, in processes of their own: TensorFlow stays out of ours."""
+"""TFDS builders and seqio tasks, for real, in processes of their own."""
 
 import importlib.util
 import json
