@@ -51,8 +51,10 @@ def _find_local(path: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         return below(local, [f"*{suffix}" for suffix in suffixes])
     if local.exists():
         return [local]
-    matches = map(pathlib.Path, glob.glob(str(local), recursive=True))
-    return sorted(match for match in matches if match.is_file())
+    matches = sorted(map(pathlib.Path, glob.glob(str(local), recursive=True)))
+    # A file that links lead to a second time is one file.
+    files = {match.resolve(): match for match in reversed(matches) if match.is_file()}
+    return sorted(files.values())
 
 
 def _find_remote(url: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
@@ -63,7 +65,8 @@ def _find_remote(url: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         found = [name for name in filesystem.find(path) if name.endswith(tuple(suffixes))]
     else:
         found = [path] if filesystem.exists(path) else []
-    return [cache.fetch(str(filesystem.unstrip_protocol(name))) for name in sorted(map(str, found))]
+    shown = sorted(name for name in map(str, found) if not name.rpartition("/")[2].startswith("."))
+    return [cache.fetch(str(filesystem.unstrip_protocol(name))) for name in shown]
 
 
 def below(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:

@@ -60,6 +60,7 @@ def prepare(
     identity = {
         "source": _without_policy(parsed),
         "fingerprint": fingerprint(source),
+        "max_bytes": rules.max_bytes,
         "shard_count": shard_count,
         "tokenizer_digest": digest,
     }
@@ -88,7 +89,7 @@ def fingerprint(source: records.Source) -> str:
     count = len(source)
     step = max(count // _FINGERPRINT_DOCUMENTS, 1)
     digest = hashlib.sha256(str(count).encode())
-    for index in {*range(0, count, step), count - 1}:
+    for index in sorted({*range(0, count, step), count - 1}):
         with contextlib.suppress(records.Fault):
             digest.update(b"%d:%d " % (index, source[index].document_id))
     return digest.hexdigest()

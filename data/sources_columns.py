@@ -63,7 +63,7 @@ def _check_ends(path: pathlib.Path, magic: bytes, what: str) -> None:
 def _check_columns(schema: Any, chosen: fields.Fields, path: pathlib.Path) -> None:
     kinds = {field.name: str(field.type) for field in schema}
     for name in chosen.names:
-        if kinds.get(name) not in ("string", "large_string", "string_view", "binary"):
+        if kinds.get(name) not in ("string", "large_string", "binary", "large_binary"):
             known = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
             raise records.Fault(
                 "missing_field",

@@ -63,6 +63,8 @@ def test_patterns_and_folders_are_files_in_order(tmp_path):
     assert texts_at(f"jsonl:{tmp_path}") == ["a1", "a2", "b", "c"]
     assert corpora.texts_of(sources.open_source(f"jsonl:{tmp_path}/[a-z].jsonl")) == ["b"]
     assert texts_at(f"jsonl:{tmp_path}/**/*.zst") == ["c"]
+    (tmp_path / "also").symlink_to(tmp_path / "deep")
+    assert texts_at(f"jsonl:{tmp_path}/*/*.zst") == ["c"]
     with pytest.raises(FileNotFoundError, match="there is no"):
         sources.open_source(f"jsonl:{tmp_path}/*.nothing")
 
