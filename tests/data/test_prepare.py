@@ -124,6 +124,29 @@ def test_resume_of_a_compressed_file(tmp_path, monkeypatch):
     assert (tmp_path / "a.jsonl.gz").read_bytes() == raw
 
 
+def test_what_was_left_out_before_an_interruption_is_counted(tmp_path, monkeypatch):
+    path = tmp_path / "a.array_record"
+    raws = [text.encode() for text in corpora.TEXTS]
+    corpora.write_array_record(path, [*raws[:5], b"\xff", b" ", *raws[5:]])
+    spec = f"array_record:{path}?on_fault=skip"
+    encode, count = shards.encode, []
+
+    def encode_until(record):
+        count.append(1)
+        if len(count) == 40:
+            raise KeyboardInterrupt
+        return encode(record)
+
+    monkeypatch.setattr(shards, "encode", encode_until)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(spec, tmp_path / "out", shard_count=4)
+    manifest, _ = prepare.prepare(spec, tmp_path / "out", shard_count=4)
+    assert manifest["skipped"] == {"fault/invalid_utf8": 1, "empty": 1}
+    assert [fault[0] for fault in manifest["faults"]] == ["invalid_utf8"]
+    whole, _ = prepare.prepare(spec, tmp_path / "whole", shard_count=4)
+    assert manifest == whole
+
+
 def test_a_second_run_verifies(spec, tmp_path):
     out = tmp_path / "out"
     first, _ = prepare.prepare(spec, out, shard_count=2)
