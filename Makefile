@@ -5,7 +5,7 @@ WORKDIR ?= runs/mini
 CONFIG ?= configs/mini.py
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-data lint clean
 
 demo: $(VENV)/installed-plot
 	$(BIN)/python -m rpt.experiment --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -13,16 +13,27 @@ demo: $(VENV)/installed-plot
 test: lint $(VENV)/libtpu
 	$(BIN)/python -m pytest
 
+# data/ and its tests where there is no jax.
+test-data: $(VENV)-data/installed
+	$(VENV)-data/bin/python -m pytest tests/data
+
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 # An environment with the package and one of its extras.
-$(VENV)/installed-%: setup.py pyproject.toml
+$(VENV)/installed-%: setup.py pyproject.toml requirements-data.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$*]'
+	touch $@
+
+$(VENV)-data/installed: setup.py pyproject.toml requirements-data.txt
+	$(PYTHON) -m venv $(VENV)-data
+	$(VENV)-data/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-data/bin/python -m pip install --quiet --no-deps -e .
+	$(VENV)-data/bin/python -m pip install --quiet -r requirements-data.txt pytest hypothesis
 	touch $@
 
 # The TPU compiler, for the tests that compile for TPU. Beside the other packages and not among them:
@@ -31,4 +42,4 @@ $(VENV)/libtpu: $(VENV)/installed-dev
 	-$(BIN)/python -m pip install --quiet --no-deps --target $@ 'libtpu==0.0.42.*'
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-data

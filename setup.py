@@ -1,14 +1,18 @@
 """One distribution, four packages; installed by make demo and make test, or pip install -e .."""
 
+import pathlib
+
 import setuptools
 
+# Also installed alone, where jax is not wanted.
 DATA = [
-    "numpy>=2.0,<3",
-    "grain>=0.2.18,<0.3",
-    "tokenizers>=0.22,<0.24",
-    "sentencepiece>=0.2.1,<0.3",
-    "gguf>=0.17,<0.20",
+    line
+    for line in pathlib.Path(__file__).with_name("requirements-data.txt").read_text().splitlines()
+    if line and not line.startswith("#")
 ]
+# TFDS imports importlib_resources without saying so. seqio brings TensorFlow, and jax.
+TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources"]
+SEQIO = ["seqio>=0.0.20,<0.1"]
 
 setuptools.setup(
     name="rpt-jax",
@@ -33,14 +37,17 @@ setuptools.setup(
         "ml_dtypes>=0.5,<1",
         "safetensors>=0.6,<0.9",
         "tensorboardX>=2.6,<3",
-        "rich>=14,<16",
     ],
     extras_require={
         "data": DATA,
+        "tfds": TFDS,
+        "seqio": SEQIO,
         "plot": ["matplotlib>=3.10,<4"],
         "dev": [
             "matplotlib>=3.10,<4",
             "pytest>=9,<10",
+            *TFDS,
+            *SEQIO,
             "hypothesis>=6.150,<7",
             "ruff>=0.17,<0.18",
             "pyright[nodejs]>=1.1.414,<1.2",

@@ -25,7 +25,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data import sources, tokenizers
+from data import records, tokenizers
 
 INDEXED_DOCUMENTS = 10_000
 INDEXED_TOKENS = 2**24
@@ -39,7 +39,7 @@ _ASCII_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\n\v\f\r\x1c\x1d\x1e\x
 class Mix:
     """A source's part in a mixture; weights need not sum to 1."""
 
-    source: sources.Source
+    source: records.Source
     weight: float
     name: str
 
@@ -50,7 +50,7 @@ class TokenDocument:
 
     Fields:
         tokens: int32 [n].
-        document_id: as in `sources.Record`.
+        document_id: as in `records.Record`.
         labels: (token index, label): the record's labels, at the token that holds the word's first
             byte.
         is_exact: the tokens' bytes are the text's bytes (a normaliser or a dummy prefix changes
@@ -71,7 +71,7 @@ class Reader:
         self._pieces = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
         self._lengths = np.array([len(piece) for piece in self._pieces], np.int64)
 
-    def read(self, record: sources.Record) -> TokenDocument:
+    def read(self, record: records.Record) -> TokenDocument:
         encode = self.tokenizer.encode_markup if record.markup else self.tokenizer.encode
         tokens = encode(record.text)
         raw = record.text.encode()

@@ -2,140 +2,74 @@
 
 A spec is `name:path?key=value&key=value`; path and options may be missing, values are URL-quoted:
 
-    text:/books/emma.txt?separator=blank   one document, or one between
-                                           empty lines ('blank') or matches of a regular expression
+    text:/books/emma.txt?separator=blank   one document a file, or one between empty lines ('blank')
+                                           or matches of a regular expression
     folder:/books?pattern=*.md             a document per matching file below, sorted, none hidden
-    jsonl:/corpus.jsonl?field=text         one JSON object a line
+    jsonl:/corpus/*.jsonl.gz?field=text    one JSON object a line; plain, .gz or .zst
+    parquet:/corpus?field=text             one document a row
+    hf:/saved?subset=train                 a folder that Hugging Face's datasets saved
+    array_record:/corpus/*.array_record    records that are text, or ?form=json, form=example
+    prepared:/folder                       what python -m data.prepare wrote
+    tfds:wikipedia/20230601.en             a builder of tensorflow-datasets (extra: tfds)
+    seqio:my_task?module=my.tasks          a seqio task or mixture (extra: seqio)
     pydoc?split=train                      sections of the documentation inside every CPython
+    docstrings                             docstrings of the standard library, a document a module
+    bible                                  the King James Version, if Debian's bible-kjv is there
     miniature:?...                         the generated corpus of data/miniature.py
 
+A path is a file, a pattern with `*`, a folder, or the URL of one of these, whose files are copied
+into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an empty line, or by
+`join=`.
+
 All but the miniature, which makes its own splits, take `split=train|validation|test` and with it
-`split_seed=0`, `validation=0.08`, `test=0.08` (data/splits.py). Files are checked whole when they
-are opened, so that a bad line is found now and not after an hour. A source may be huge: it is
-indexed, never listed.
+`split_seed=0`, `validation=0.08`, `test=0.08` (data/splits.py); and `on_fault=fail|skip`,
+`max_faults=100`, `max_bytes=16777216`: what is done about records that cannot be used. Files are
+checked whole when they are opened, so that a bad line is found now and not after an hour; what is
+already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is checked record by
+record, when read. A source may be huge: it is indexed, never listed. docs/data-sources.md has more.
 """
 
 import dataclasses
-import fnmatch
-import hashlib
-import importlib
-import json
-import pathlib
-import re
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
-from data import splits
+from data import (
+    miniature,
+    records,
+    sources_arrayrecord,
+    sources_columns,
+    sources_installed,
+    sources_jsonl,
+    sources_prepared,
+    sources_seqio,
+    sources_text,
+    sources_tfds,
+    splits,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One document.
-
-    Fields:
-        text: its text.
-        document_id: 63 bits; the same document has the same id in every run.
-        markup: the strings of special tokens in the text are special tokens (worked documents).
-        labels: known facts about words, (word index, label), where words are `text.split()`: (41,
-            'answer/5'). Only generated sources have them.
-    """
-
-    text: str
-    document_id: int
-    markup: bool = False
-    labels: tuple[tuple[int, str], ...] = ()
-
-
-class Source(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-def document_id(text: str) -> int:
-    """63 bits of the SHA-256 of the content: stable across runs, sources and splits."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+Opener = Callable[[str, dict[str, str], records.Guard], records.Source]
 
 
 @dataclasses.dataclass(frozen=True)
-class ListSource:
-    """Documents in memory."""
+class Spec:
+    """The parts of a spec; `options` are taken away as they are used."""
 
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
+    name: str
+    path: str
+    options: dict[str, str]
 
 
-def from_texts(texts: Sequence[str]) -> ListSource:
-    return ListSource([Record(text, document_id(text)) for text in texts])
-
-
-@dataclasses.dataclass(frozen=True)
-class FileSource:
-    """One document per file, read when asked for."""
-
-    paths: Sequence[pathlib.Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Record:
-        text = read_text(self.paths[index])
-        return Record(text, document_id(text))
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonLinesSource:
-    """One document per line of a file; `lines` are (line number from 1, byte offset)."""
-
-    path: pathlib.Path
-    field: str
-    lines: Sequence[tuple[int, int]]
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, index: int) -> Record:
-        number, offset = self.lines[index]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            text = _field_of(file.readline(), self.field, f"{self.path}:{number}")
-        return Record(text, document_id(text))
-
-
-def read_text(path: pathlib.Path) -> str:
-    """The text of a UTF-8 file.
+def parse(spec: str, **extra: str) -> Spec:
+    """Takes a spec apart; `extra` options are added to those of the spec.
 
     Raises:
-        ValueError: the file is not UTF-8 text; says where.
-    """
-    raw = path.read_bytes()
-    if (offset := raw.find(0)) >= 0:
-        raise ValueError(f"{path} is not text: NUL byte at byte {offset}")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it first"
-        ) from error
-
-
-def open_source(spec: str, **extra: str) -> Source:
-    """Opens a source by its spec; `extra` options are added to those of the spec.
-
-    Raises:
-        FileNotFoundError: the file or folder is missing.
-        ValueError: unknown source or option, empty corpus, or a file that is not what it should be.
+        ValueError: unknown source, or options that are no key=value or given twice.
     """
     head, _, query = spec.partition("?")
     name, _, path = head.partition(":")
-    if name not in SOURCES:
-        raise ValueError(f"unknown source {name!r} in {spec!r}; known: {', '.join(SOURCES)}")
+    if name not in SOURCES and name not in _MAKE_OWN_SPLITS:
+        known = ", ".join([*SOURCES, *_MAKE_OWN_SPLITS])
+        raise ValueError(f"unknown source {name!r} in {spec!r}; known: {known}")
     try:
         pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
@@ -143,19 +77,60 @@ def open_source(spec: str, **extra: str) -> Source:
     options = dict(pairs)
     if len(options) < len(pairs) or options.keys() & extra.keys():
         raise ValueError(f"an option is given twice for {spec!r}")
-    options |= extra
+    return Spec(name, path, options | extra)
+
+
+def take_guard(options: dict[str, str]) -> records.Guard:
+    """Takes the options about faults away.
+
+    Raises:
+        ValueError: one of them has an impossible value.
+    """
+    on_fault = options.pop("on_fault", "fail")
+    numbers = {key: options.pop(key) for key in ("max_faults", "max_bytes") if key in options}
+    for key, value in numbers.items():
+        if not value.isdecimal():
+            raise ValueError(f"{key}={value!r} must be a whole number")
+    return records.Guard(on_fault, **{key: int(value) for key, value in numbers.items()})
+
+
+def open_source(spec: str, **extra: str) -> records.Source:
+    """Opens a source by its spec; `extra` options are added to those of the spec.
+
+    Raises:
+        FileNotFoundError: the file or folder is missing.
+        ValueError: unknown source or option, empty corpus, or a file that is not what it should be
+            (records.Fault).
+    """
+    parsed = parse(spec, **extra)
+    name, options = parsed.name, parsed.options
     if name in _MAKE_OWN_SPLITS:
-        return SOURCES[name](path, options)
+        if parsed.path:
+            raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
+        return _MAKE_OWN_SPLITS[name](options)
     split = _pop_split(options, spec)
-    source = SOURCES[name](path, options)
+    guard = take_guard(options)
+    source = SOURCES[name](parsed.path, options, guard)
     if options:
         raise ValueError(f"unknown option {min(options)!r} for the source {name!r} in {spec!r}")
+    if guard.counts:
+        source = records.Counted(source, dict(guard.counts))
     if len(source) == 0:
-        raise ValueError(f"the source {spec!r} is empty: it holds no document with any text")
+        raise ValueError(
+            f"the source {spec!r} is empty: it holds no document with any text"
+            + _left_out(source.counts.items())
+        )
     return source if split is None else split(source)
 
 
-def _pop_split(options: dict[str, str], spec: str) -> Callable[[Source], Source] | None:
+def _left_out(counts: Iterable[tuple[str, int]]) -> str:
+    found = ", ".join(f"{reason} {number}" for reason, number in counts)
+    return f" (left out: {found})" if found else ""
+
+
+def _pop_split(
+    options: dict[str, str], spec: str
+) -> Callable[[records.Source], records.Source] | None:
     """Takes the split options away; returns what applies them, or None without any."""
     given = {key: options.pop(key) for key in splits.OPTIONS if key in options}
     if not given:
@@ -174,96 +149,28 @@ def _pop_split(options: dict[str, str], spec: str) -> Callable[[Source], Source]
         ) from error
     fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
 
-    def apply(source: Source) -> Source:
-        records = [source[index] for index in range(len(source))]
-        return ListSource(splits.split_documents(records, seed, fractions)[given["split"]])
+    def apply(source: records.Source) -> records.Source:
+        documents = [source[index] for index in range(len(source))]
+        dealt = splits.split_documents(documents, seed, fractions)
+        return records.ListSource(dealt[given["split"]], source.counts)
 
     return apply
 
 
-def _existing(path: str, what: str) -> pathlib.Path:
-    if not path:
-        raise ValueError(f"the source {what!r} needs a path, as in '{what}:/some/path'")
-    found = pathlib.Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(f"there is no {found} (source {what!r})")
-    if found.is_dir() != (what == "folder"):
-        raise ValueError(f"{found} is {'a folder: use folder:' if found.is_dir() else 'no folder'}")
-    return found
-
-
-def _open_text(path: str, options: dict[str, str]) -> Source:
-    separator = options.pop("separator", None)
-    text = read_text(_existing(path, "text"))
-    if separator is None:
-        return from_texts([text] if text.strip() else [])
-    try:
-        parts = re.split(r"\n[^\S\n]*\n\s*" if separator == "blank" else separator, text)
-    except re.error as error:
-        raise ValueError(f"separator {separator!r} is no regular expression: {error}") from error
-    return from_texts([part for part in parts if part is not None and part.strip()])
-
-
-def _open_folder(path: str, options: dict[str, str]) -> Source:
-    pattern = options.pop("pattern", "*")
-    folder = _existing(path, "folder")
-    paths = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file()
-        and fnmatch.fnmatch(file.name, pattern)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
-    return FileSource([file for file in paths if read_text(file).strip()])
-
-
-def _open_jsonl(path: str, options: dict[str, str]) -> Source:
-    field = options.pop("field", "text")
-    file_path = _existing(path, "jsonl")
-    return JsonLinesSource(file_path, field, list(_lines_with_text(file_path, field)))
-
-
-def _lines_with_text(path: pathlib.Path, field: str) -> Iterator[tuple[int, int]]:
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip() and _field_of(line, field, f"{path}:{number}").strip():
-                yield number, offset
-            offset += len(line)
-
-
-def _field_of(line: bytes, field: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get(field), str):
-        fields = ", ".join(value) if isinstance(value, dict) else "none"
-        raise ValueError(f"{where} has no string field {field!r} (fields: {fields}); set field=...")
-    return value[field]
-
-
-def _open_pydoc(path: str, options: dict[str, str]) -> Source:
-    if path:
-        raise ValueError(f"the source 'pydoc' takes no path, but has {path!r}")
-    topics: Mapping[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return from_texts(splits.distinct_sections(list(topics.values())))
-
-
-def _open_miniature(path: str, options: dict[str, str]) -> Source:
-    if path:
-        raise ValueError(f"the source 'miniature' takes no path, but has {path!r}")
-    # Imported when asked for: it needs this module's Record.
-    from data import miniature
-
-    return miniature.open_miniature(options)
-
-
-SOURCES: dict[str, Callable[[str, dict[str, str]], Source]] = {
-    "text": _open_text,
-    "folder": _open_folder,
-    "jsonl": _open_jsonl,
-    "pydoc": _open_pydoc,
-    "miniature": _open_miniature,
+SOURCES: dict[str, Opener] = {
+    "text": sources_text.open_text,
+    "folder": sources_text.open_folder,
+    "jsonl": sources_jsonl.open_jsonl,
+    "parquet": sources_columns.open_parquet,
+    "hf": sources_columns.open_hf,
+    "array_record": sources_arrayrecord.open_array_record,
+    "prepared": sources_prepared.open_prepared,
+    "tfds": sources_tfds.open_tfds,
+    "seqio": sources_seqio.open_seqio,
+    "pydoc": sources_installed.open_pydoc,
+    "docstrings": sources_installed.open_docstrings,
+    "bible": sources_installed.open_bible,
 }
-_MAKE_OWN_SPLITS = frozenset({"miniature"})
+_MAKE_OWN_SPLITS: dict[str, Callable[[dict[str, str]], records.Source]] = {
+    "miniature": miniature.open_miniature
+}

@@ -7,7 +7,6 @@ its path is printed. A file that is already there and whole is not fetched again
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 from absl import app, flags
+
+from data import cache as cache_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +88,8 @@ def fetch(name: str, cache: str | None = None) -> pathlib.Path:
 def _path(name: str, cache: str | None) -> pathlib.Path:
     if name not in CHECKPOINTS:
         raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
-    root = cache or os.environ.get("RPT_CACHE") or "~/.cache/rpt"
     member = pathlib.PurePosixPath(CHECKPOINTS[name].member)
-    return pathlib.Path(root).expanduser() / name / member.name
+    return cache_lib.root(cache) / name / member.name
 
 
 def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:

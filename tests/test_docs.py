@@ -244,14 +244,6 @@ def test_relative_links_resolve(document):
         assert not anchor or anchor in anchors(target.read_text()), f"{document}: {link}"
 
 
-def test_the_readme_code_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS["README.md"], re.DOTALL)
-    names: dict[str, typing.Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["batch"].loss_mask_BS.any()
-    assert names["state"]["position"] > 0
-
-
 # ---- these tests can fail ------------------------------------------------------------------------
 
 

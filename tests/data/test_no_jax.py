@@ -23,8 +23,8 @@ import data
 names = [module.name for module in pkgutil.iter_modules(data.__path__)]
 for name in names:
     importlib.import_module(f"data.{name}")
-from data import pipeline, sources, tokenizers
-source = sources.from_texts([f"document {i} of a few words" for i in range(20)])
+from data import pipeline, records, tokenizers
+source = records.from_texts([f"document {i} of a few words" for i in range(20)])
 mixture = [pipeline.Mix(source, 1.0, "few"), pipeline.Mix(source, 2.0, "more")]
 tokenizer = tokenizers.train_bpe([source[0].text], 270)
 packed = pipeline.packed_batches(mixture, tokenizer, batch_size=2, seq_len=64, seed=0)

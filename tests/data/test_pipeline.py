@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data import documents, pipeline, sources, tokenizers
+from data import documents, pipeline, tokenizers
+from data import records as records_lib
 
 BYTES = tokenizers.ByteTokenizer()
 BOS, EOS = 256, 257
@@ -18,7 +19,7 @@ def texts(count, seed=0, longest=60):
 
 
 def one(records, name="one"):
-    source = sources.from_texts(records) if isinstance(records, list) else records
+    source = records_lib.from_texts(records) if isinstance(records, list) else records
     return [pipeline.Mix(source, 1.0, name)]
 
 
@@ -49,7 +50,7 @@ class Generated:
 
     def __getitem__(self, index):
         self.read += 1
-        return sources.Record(f"{index} " + "x" * (index % self.length), index)
+        return records_lib.Record(f"{index} " + "x" * (index % self.length), index)
 
 
 def same(left, right):
@@ -117,7 +118,7 @@ def test_packed_without_ends():
 
 
 def test_trunk_rows():
-    records = {sources.document_id(text): text.encode() for text in texts(40)}
+    records = {records_lib.document_id(text): text.encode() for text in texts(40)}
     stream = trunk(one([raw.decode() for raw in records.values()]), epochs=1)
     for batch in stream:
         assert batch.header_length == 2
@@ -144,20 +145,20 @@ def test_every_token_with_context_is_in_one_window_with_context(
 ):
     monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", indexed_documents)
     records = texts(20, longest=200)
-    seen = {sources.document_id(text): [] for text in records}
+    seen = {records_lib.document_id(text): [] for text in records}
     for batch in trunk(one(records), epochs=1, min_context=min_context):
         for row in np.flatnonzero(batch.lengths_B):
             window = np.arange(batch.lengths_B[row] - 2) + batch.starts_B[row]
             seen[batch.document_ids_B[row]] += window[min_context:].tolist()
     for text in records:
-        places = sorted(seen[sources.document_id(text)])
+        places = sorted(seen[records_lib.document_id(text)])
         assert places == list(range(min_context, len(text.encode())))
 
 
 def test_short_documents_are_dropped_and_counted():
     stream = trunk(one(["ab", "abc", "abcd", "abcde"]), epochs=1)
     ids = [id for batch in stream for id in batch.document_ids_B if id >= 0]
-    assert sorted(ids) == sorted(map(sources.document_id, ["abcd", "abcde"]))
+    assert sorted(ids) == sorted(map(records_lib.document_id, ["abcd", "abcde"]))
     assert stream.counts()["dropped_documents"] == 2
 
 
@@ -236,7 +237,7 @@ def test_order_depends_on_the_seed_and_the_epoch():
     assert first[:24] != first[24:]
 
 
-@pytest.mark.parametrize("source", [sources.from_texts(texts(24, longest=20)), Generated(24)])
+@pytest.mark.parametrize("source", [records_lib.from_texts(texts(24, longest=20)), Generated(24)])
 def test_shards_part_an_epoch_among_them(source):
     read = []
     for index in range(3):
@@ -249,7 +250,7 @@ def test_finite_shards_yield_equally_many_batches():
     shards = [list(trunk(one(records), epochs=1, shard_index=i, shard_count=2)) for i in range(2)]
     assert [len(shard) for shard in shards] == [2, 2]
     ids = [id for shard in shards for batch in shard for id in batch.document_ids_B if id >= 0]
-    assert sorted(ids) == sorted(map(sources.document_id, records))
+    assert sorted(ids) == sorted(map(records_lib.document_id, records))
     resumed = trunk(one(records), epochs=1, shard_index=1, shard_count=2)
     next(resumed)
     state = resumed.get_state()
@@ -264,10 +265,10 @@ def test_finite_shards_yield_equally_many_batches():
 def test_mixture_keeps_its_weights_in_every_shard(shard_count):
     few, many = texts(10, longest=20), texts(500, seed=1, longest=20)
     mixture = [
-        pipeline.Mix(sources.from_texts(few), 1.0, "few"),
-        pipeline.Mix(sources.from_texts(many), 1.0, "many"),
+        pipeline.Mix(records_lib.from_texts(few), 1.0, "few"),
+        pipeline.Mix(records_lib.from_texts(many), 1.0, "many"),
     ]
-    own = set(map(sources.document_id, few))
+    own = set(map(records_lib.document_id, few))
     shards = [
         ids_of(trunk(mixture, shard_index=index, shard_count=shard_count), 25)
         for index in range(shard_count)
@@ -281,7 +282,7 @@ def test_mixture_keeps_its_weights_in_every_shard(shard_count):
 def test_labels_point_at_the_token_of_the_word():
     text = " so eve is 4 , fay  is é 12 ."
     words = text.split()
-    record = sources.Record(text, 1, labels=tuple((i, word) for i, word in enumerate(words)))
+    record = records_lib.Record(text, 1, labels=tuple((i, word) for i, word in enumerate(words)))
     for tokenizer in (BYTES, tokenizers.train_bpe([text], 300)):
         document = documents.Reader(tokenizer).read(record)
         assert document.is_exact
@@ -289,13 +290,13 @@ def test_labels_point_at_the_token_of_the_word():
             rest = tokenizers.joined_bytes(tokenizer, document.tokens[index:]).lstrip()
             assert rest.startswith(word.encode())
     with pytest.raises(IndexError):
-        documents.Reader(BYTES).read(sources.Record("a b", 1, labels=((2, "x"),)))
+        documents.Reader(BYTES).read(records_lib.Record("a b", 1, labels=((2, "x"),)))
 
 
 def test_labels_of_a_window_are_relative_to_it():
-    record = sources.Record(" a" * 60, 1, labels=tuple((i, f"w{i}") for i in range(60)))
+    record = records_lib.Record(" a" * 60, 1, labels=tuple((i, f"w{i}") for i in range(60)))
     starts = []
-    for batch in trunk(one(sources.ListSource([record])), epochs=1):
+    for batch in trunk(one(records_lib.ListSource([record])), epochs=1):
         for row in np.flatnonzero(batch.lengths_B):
             start = batch.starts_B[row]
             starts.append(start)
@@ -314,9 +315,9 @@ def test_word_starts_agree_on_ascii_and_unicode():
 
 
 def test_markup_records_use_special_tokens():
-    record = sources.Record("a<think>", 1, markup=True)
+    record = records_lib.Record("a<think>", 1, markup=True)
     assert documents.Reader(BYTES).read(record).tokens.tolist() == [97, 258]
-    plain = sources.Record("a<think>", 1)
+    plain = records_lib.Record("a<think>", 1)
     assert len(documents.Reader(BYTES).read(plain).tokens) == 8
 
 
@@ -353,7 +354,7 @@ def test_impossible_settings(changes, message):
 
 
 def test_impossible_mixtures():
-    source = sources.from_texts(texts(5))
+    source = records_lib.from_texts(texts(5))
     with pytest.raises(ValueError, match="distinct names"):
         trunk([])
     with pytest.raises(ValueError, match="distinct names"):
@@ -363,4 +364,4 @@ def test_impossible_mixtures():
     with pytest.raises(ValueError, match="mixture of one source"):
         trunk([*one(source, "a"), *one(source, "b")], epochs=1)
     with pytest.raises(ValueError, match="'x' is empty"):
-        trunk([pipeline.Mix(sources.from_texts([]), 1.0, "x")])
+        trunk([pipeline.Mix(records_lib.from_texts([]), 1.0, "x")])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data import sources
+from data import records, sources
 
 
 def texts_of(source):
@@ -44,7 +44,7 @@ def test_jsonl_reads_any_line(tmp_path):
 
 
 def test_document_ids_are_of_the_content_and_63_bits():
-    first, second = sources.from_texts(["a", "b"]), sources.from_texts(["b", "a"])
+    first, second = records.from_texts(["a", "b"]), records.from_texts(["b", "a"])
     assert first[0].document_id == second[1].document_id != first[1].document_id
     # A stored number: the id must not change between versions or processes.
     assert first[0].document_id == 0xCA978112CA1BBDCA >> 1

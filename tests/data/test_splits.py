@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from data import records as records_lib
 from data import sources, splits
 
 FRACTIONS = {"train": 0.84, "validation": 0.08, "test": 0.08}
@@ -99,7 +100,7 @@ def test_topics_as_they_are_would_leak():
 
 
 def test_dealing_depends_on_seed_and_content_only():
-    records = sources.from_texts([f"{i} " * 15 + f"end {i}" for i in range(100)]).records
+    records = records_lib.from_texts([f"{i} " * 15 + f"end {i}" for i in range(100)]).records
     first = splits.split_documents(records, 0, FRACTIONS)
     again = splits.split_documents(records[::-1], 0, FRACTIONS)
     other = splits.split_documents(records, 1, FRACTIONS)
@@ -110,14 +111,14 @@ def test_dealing_depends_on_seed_and_content_only():
 
 def test_duplicates_stay_together():
     texts = [f"short {i // 2}" for i in range(60)]
-    dealt = splits.split_documents(sources.from_texts(texts).records, 0, FRACTIONS)
+    dealt = splits.split_documents(records_lib.from_texts(texts).records, 0, FRACTIONS)
     seen = [{record.text for record in part} for part in dealt.values()]
     assert not seen[0] & seen[1]
     assert not seen[2] & (seen[0] | seen[1])
 
 
 def test_mistakes_are_named():
-    records = sources.from_texts(["a b c", "d e f"]).records
+    records = records_lib.from_texts(["a b c", "d e f"]).records
     with pytest.raises(ValueError, match="nothing to put in"):
         splits.split_documents(records, 0, FRACTIONS)
     with pytest.raises(ValueError, match="fractions must be"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from data import pipeline, sources, tokenizers
+from data import pipeline, records, tokenizers
 from rpt import (
     config,
     experience,
@@ -62,7 +62,7 @@ def task_of(answer_format: formats.AnswerFormat = "token", **train) -> experienc
 
 def stream_of(task: experience.Task) -> pipeline.Stream[pipeline.TrunkBatch]:
     return pipeline.trunk_batches(
-        [pipeline.Mix(sources.from_texts(DOCUMENTS), 1.0, "letters")],
+        [pipeline.Mix(records.from_texts(DOCUMENTS), 1.0, "letters")],
         TOKENIZER,
         batch_size=2,
         seq_len=24,

@@ -1,0 +1,199 @@
+"""Turns any source into ArrayRecord shards: `python -m data.prepare --source=SPEC --out=FOLDER`.
+
+The folder is read with `prepared:FOLDER`, at random, without reading it first. Its manifest.json
+has the source's spec, counts (documents, bytes, tokens with --tokenizer), what was left out by
+reason, the SHA-256 of every shard, the tokenizer's digest and a note on the licence. The spec may
+have all options of data/sources.py, splits and filters included: the folder holds their result.
+
+Interrupted, the same command goes on at the first unfinished shard. Finished, it checks every byte
+and says so. A folder made from something else is never touched.
+
+    python -m data.prepare --source='jsonl:corpus/*.jsonl.zst?on_fault=skip' --out=prepared/corpus
+    python -m data.prepare --recipe=pydoc --out=prepared/pydoc --tokenizer=bytes
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import pathlib
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data import recipes, records, shards, sources, tokenizers
+
+_FINGERPRINT_DOCUMENTS = 64
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def prepare(
+    spec: str,
+    out: str | pathlib.Path,
+    *,
+    shard_count: int | None = None,
+    license: str | None = None,
+    tokenizer: str | None = None,
+    progress: shards.Progress | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Prepares a source; the manifest, and whether anything was written.
+
+    Args:
+        shard_count: shards of equal numbers of documents; None begins one every 256 MiB of text.
+        tokenizer: counts tokens; what `data.tokenizers.load` takes.
+
+    Raises:
+        FileNotFoundError, ValueError: as `sources.open_source` and `shards.write`.
+    """
+    source = sources.open_source(spec)
+    if shard_count is not None and not 1 <= shard_count <= len(source):
+        raise ValueError(f"cannot make {shard_count} shards of {len(source)} documents")
+    loaded = None if tokenizer is None else tokenizers.load(tokenizer)
+    ends = None
+    if shard_count is not None:
+        ends = [len(source) * (shard + 1) // shard_count for shard in range(shard_count)]
+    parsed = sources.parse(spec)
+    rules = sources.take_guard(parsed.options)
+    digest = None if loaded is None else loaded.digest()
+    identity = {
+        "source": _without_policy(parsed),
+        "fingerprint": fingerprint(source),
+        "max_bytes": rules.max_bytes,
+        "shard_count": shard_count,
+        "tokenizer_digest": digest,
+    }
+    plan = shards.Plan(
+        identity,
+        _items(source),
+        ends,
+        {"source": spec, "license": license, "tokenizer": tokenizer, "tokenizer_digest": digest},
+        None if loaded is None else (lambda text: len(loaded.encode(text))),
+        source.counts,
+    )
+    manifest, written = shards.write(pathlib.Path(out).expanduser(), plan, rules, progress)
+    if not manifest["documents"]:
+        raise ValueError(f"{out} holds no document: all were left out {manifest['skipped']}")
+    return manifest, written
+
+
+def _without_policy(parsed: sources.Spec) -> str:
+    """The spec without what is done about faults: that may change when a preparation goes on."""
+    query = urllib.parse.urlencode(sorted(parsed.options.items()), safe="/*,:")
+    return f"{parsed.name}:{parsed.path}" + (f"?{query}" if query else "")
+
+
+def fingerprint(source: records.Source) -> str:
+    """Of the number of documents and of 64 of them: another source has another."""
+    count = len(source)
+    step = max(count // _FINGERPRINT_DOCUMENTS, 1)
+    digest = hashlib.sha256(str(count).encode())
+    for index in sorted({*range(0, count, step), count - 1}):
+        with contextlib.suppress(records.Fault):
+            digest.update(b"%d:%d " % (index, source[index].document_id))
+    return digest.hexdigest()
+
+
+def _items(source: records.Source) -> shards.Items:
+    def items(start: int) -> Iterator[records.Record | records.Fault]:
+        for index in range(start, len(source)):
+            try:
+                yield source[index]
+            except records.Fault as fault:
+                yield fault
+
+    return items
+
+
+@contextlib.contextmanager
+def _shown_progress() -> Iterator[shards.Progress]:
+    """A line of rich's, if it is installed and someone looks; else plain lines now and then."""
+    try:
+        console = importlib.import_module("rich.console").Console(stderr=True)
+        library = importlib.import_module("rich.progress")
+    except ImportError:
+        console = library = None
+    if library is None or console is None or not console.is_terminal:
+        yield _plain_progress()
+        return
+    columns = [library.SpinnerColumn(), library.TextColumn("{task.description}")]
+    with library.Progress(*columns, library.TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("")
+
+        def show(documents: int, text_bytes: int, position: int) -> None:
+            if position % 256 == 0:
+                bar.update(task, description=_progress_line(documents, text_bytes))
+
+        yield show
+
+
+def _plain_progress() -> shards.Progress:
+    last = time.monotonic()
+
+    def show(documents: int, text_bytes: int, position: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            print(_progress_line(documents, text_bytes), file=sys.stderr, flush=True)
+
+    return show
+
+
+def _progress_line(documents: int, text_bytes: int) -> str:
+    return f"{documents} documents, {text_bytes / 2**20:.1f} MiB of text"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare",
+        description=(__doc__ or "").split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="recipes:\n" + "\n".join(f"    {n:12} {r.spec}" for n, r in recipes.RECIPES.items()),
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--source", help="spec of a source (data/sources.py)")
+    what.add_argument("--recipe", help="a known corpus, see below")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--shards", type=int, help="number of shards; default: one per 256 MiB")
+    parser.add_argument("--license", help="a note for the manifest; a recipe brings its own")
+    parser.add_argument("--tokenizer", help="counts tokens: bytes, or a tokenizer's file or folder")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        license = arguments.license
+        spec = arguments.source
+        if arguments.recipe is not None:
+            spec = recipes.spec_of(arguments.recipe)
+            license = license or recipes.RECIPES[arguments.recipe].license
+        with _shown_progress() as progress:
+            manifest, written = prepare(
+                spec,
+                arguments.out,
+                shard_count=arguments.shards,
+                license=license,
+                tokenizer=arguments.tokenizer,
+                progress=progress,
+            )
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on at the first unfinished shard")
+        return 130
+    tokens = f", {manifest['tokens']} tokens" if "tokens" in manifest else ""
+    left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["skipped"].items()) or "nothing"
+    print(
+        f"{arguments.out}: {'written' if written else 'already prepared, verified'}: "
+        f"{manifest['documents']} documents, {manifest['text_bytes']} bytes{tokens} in "
+        f"{len(manifest['shards'])} shards; left out: {left_out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
