@@ -25,6 +25,7 @@ INDEXED_DOCUMENTS = 10_000
 INDEXED_TOKENS = 2**24
 # A large source is not read for ever in search of a document that is long enough.
 DROPS_IN_A_ROW = 10_000
+_PERMUTED_ELEMENTS = 2**16
 
 _WORD = re.compile(r"\S+")
 _ASCII_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\n\v\f\r\x1c\x1d\x1e\x1f", np.uint8))
@@ -111,6 +112,36 @@ def word_starts(text: str) -> np.ndarray:
     return offsets[[match.start() for match in _WORD.finditer(text)]]
 
 
+class Order:
+    """From ordinals 0, 1, 2, ... to elements: endless epochs, each a permutation of its own.
+
+    A pure function of (elements, seed, ordinal). Few elements are permuted an epoch at a time, which
+    is kept. Many are never listed: grain's index shuffle answers for one ordinal in constant memory;
+    for few that is slow, as it walks through 65 536 numbers however few count (2 ms each for 23).
+    """
+
+    def __init__(self, elements: int, seed: int):
+        self._elements, self._seed = elements, seed
+        self._shuffle = None
+        if elements > _PERMUTED_ELEMENTS:
+            self._shuffle = grain.MapDataset.range(elements).seed(seed).shuffle().repeat()
+        # The epoch that is read, and the one before, of which windows may be left over.
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, ordinal: int) -> int:
+        if self._shuffle is not None:
+            element = self._shuffle[ordinal]
+            assert element is not None
+            return int(element)
+        epoch, place = divmod(ordinal, self._elements)
+        if epoch not in self._epochs:
+            # Raw numbers of a bit generator are the same in every version of numpy.
+            numbers = np.random.PCG64([self._seed, epoch]).random_raw(self._elements)
+            kept = list(self._epochs.items())[-1:]
+            self._epochs = dict([*kept, (epoch, np.argsort(numbers, kind="stable"))])
+        return int(self._epochs[epoch][place])
+
+
 # Number of tokens of a document -> where its windows start; none drops the document.
 StartsOf = Callable[[int], Sequence[int]]
 
@@ -150,7 +181,7 @@ class Part:
         if self._documents is not None:
             self._table_W2 = self._index(self._documents)
         self.total = None if epochs is None else len(self) * epochs
-        self._order = grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
+        self._order = Order(len(self), seed)
 
     def _read_all(self) -> list[TokenDocument] | None:
         """The documents of a small source; None if it is large."""
@@ -201,12 +232,11 @@ class Part:
         """
         if self._latest is None or self._latest[0] != ordinal:
             element = self._order[ordinal]
-            assert element is not None
             if self._documents is not None:
                 index, start = self._table_W2[element].tolist()
                 self._latest = ordinal, self._documents[index], (start,)
             else:
-                document = self._reader.read(self._mix.source[int(element)])
+                document = self._reader.read(self._mix.source[element])
                 self._latest = ordinal, document, self._starts_of(len(document.tokens))
         return self._latest[1:]
 

@@ -23,6 +23,7 @@ import pathlib
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from data import miniature, records, splits
 
@@ -107,6 +108,22 @@ def open_source(spec: str, **extra: str) -> records.Source:
     if len(source) == 0:
         raise ValueError(f"the source {spec!r} is empty: it holds no document with any text")
     return source if split is None else split(source)
+
+
+def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
+    """The options on_fault (fail) and max_faults (100) of a spec, for the stream that reads it.
+
+    Raises:
+        ValueError: values that they cannot have.
+    """
+    options = dict(urllib.parse.parse_qsl(spec.partition("?")[2]))
+    policy, most = options.get("on_fault", "fail"), options.get("max_faults", "100")
+    if policy not in ("fail", "skip") or not most.isdecimal():
+        raise ValueError(
+            f"{spec!r}: on_fault must be fail or skip and max_faults a whole number, not "
+            f"{policy!r} and {most!r}"
+        )
+    return ("skip" if policy == "skip" else "fail"), int(most)
 
 
 def _pop_split(
