@@ -115,9 +115,10 @@ def word_starts(text: str) -> np.ndarray:
 class Order:
     """From ordinals 0, 1, 2, ... to elements: endless epochs, each a permutation of its own.
 
-    A pure function of (elements, seed, ordinal). Few elements are permuted an epoch at a time, which
-    is kept. Many are never listed: grain's index shuffle answers for one ordinal in constant memory;
-    for few that is slow, as it walks through 65 536 numbers however few count (2 ms each for 23).
+    A pure function of (elements, seed, ordinal). Few elements are permuted an epoch at a time,
+    which is kept. Many are never listed: grain's index shuffle answers for one ordinal in constant
+    memory. For few that is slow, as it walks through 65 536 numbers however few count (2 ms an
+    element for 23).
     """
 
     def __init__(self, elements: int, seed: int):

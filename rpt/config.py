@@ -320,8 +320,8 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
         return found
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        by_index = [{str(index): v for index, v in enumerate(value)} for value in (old, new)]
-        return differences(*by_index, prefix)
+        by_index, new = ({str(i): v for i, v in enumerate(value)} for value in (old, new))
+        return differences(by_index, new, prefix)
     return [] if old == new else [prefix.rstrip(".")]
 
 
