@@ -1,26 +1,20 @@
-"""Tokenised documents and the order in which a run reads them.
+"""Tokenised documents, and the order of one source.
 
-A source is read in windows: pieces of documents that fit a row. The order is a pure function of
-(seed, position): `Windows.at` answers for any position, so a stream's whole state is a few integers
-and a run resumes exactly.
+A source is read in windows: pieces of documents that fit a row. Its order is a pure function of
+(seed, ordinal): `Part.read` answers for any ordinal at once, over endless epochs, each shuffled
+anew by index, so that nothing is listed and a stream's whole state is a few integers.
 
-    small source    all documents are tokenised at the start; their windows are shuffled
-    large source    documents are shuffled by index and tokenised when read, windows in sequence
+    small source    all documents are tokenised at the start; an ordinal is one of their windows
+    large source    an ordinal is a document, tokenised when read, its windows in sequence
 
-Every epoch is shuffled anew.
-
-Several sources are interleaved by weight, counted in windows (small) or documents (large). Every
-shard reads each source's order at shard_index, shard_index + shard_count, ..., so all shards see
-the same mixture and together every document once an epoch. Shards are plain integers: nothing here
-asks an accelerator library who it is.
+A small source takes at most 4 bytes per token and 16 per window of memory; a large one its latest
+document, however many there are.
 """
 
-import bisect
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import grain
 import numpy as np
@@ -29,7 +23,9 @@ from data import records, tokenizers
 
 INDEXED_DOCUMENTS = 10_000
 INDEXED_TOKENS = 2**24
-_DROPS_IN_A_ROW = 10_000
+# A large source is not read for ever in search of a document that is long enough.
+DROPS_IN_A_ROW = 10_000
+_PERMUTED_ELEMENTS = 2**16
 
 _WORD = re.compile(r"\S+")
 _ASCII_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\n\v\f\r\x1c\x1d\x1e\x1f", np.uint8))
@@ -37,11 +33,29 @@ _ASCII_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\n\v\f\r\x1c\x1d\x1e\x
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """A source's part in a mixture; weights need not sum to 1."""
+    """A source's part in a mixture.
+
+    Fields:
+        weight: relative to the others; they need not sum to 1, and 0 turns the source off.
+        name: distinct within the mixture.
+        on_fault: what becomes of a record that cannot be used (`records.Fault`) when it is read:
+            'fail' raises, 'skip' leaves it out and counts it.
+        max_faults: more than that raise with 'skip', too; those found when the source was opened
+            are among them.
+    """
 
     source: records.Source
     weight: float
     name: str
+    on_fault: Literal["fail", "skip"] = "fail"
+    max_faults: int = 100
+
+    def __post_init__(self):
+        if self.on_fault not in ("fail", "skip") or self.max_faults < 0:
+            raise ValueError(
+                f"the source {self.name!r} needs on_fault=fail or skip and max_faults >= 0, not "
+                f"{self.on_fault!r} and {self.max_faults}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,253 +112,185 @@ def word_starts(text: str) -> np.ndarray:
     return offsets[[match.start() for match in _WORD.finditer(text)]]
 
 
-class Part:
-    """One source of a mixture, cut into elements.
+class Order:
+    """From ordinals 0, 1, 2, ... to elements: endless epochs, each a permutation of its own.
 
-    Args:
-        starts_of: number of tokens of a document -> where its windows start; none drops the
-            document.
-
-    Raises:
-        ValueError: the source is small, so read whole, and no document has a window.
+    A pure function of (elements, seed, ordinal). Few elements are permuted an epoch at a time,
+    which is kept. Many are never listed: grain's index shuffle answers for one ordinal in constant
+    memory. For few that is slow, as it walks through 65 536 numbers however few count (2 ms an
+    element for 23).
     """
 
-    def __init__(self, mix: Mix, reader: Reader, starts_of: Callable[[int], Sequence[int]]):
-        self.name = mix.name
-        self._source = mix.source
-        self._reader = reader
-        self._starts_of = starts_of
-        self._latest: tuple[int, TokenDocument] | None = None
-        self._documents: list[TokenDocument] | None = self._read_all()
-        self._table: list[tuple[int, int]] = []
-        if self._documents is not None:
-            self._table = [
-                (index, start)
-                for index, document in enumerate(self._documents)
-                for start in starts_of(len(document.tokens))
-            ]
-            if not self._table:
-                raise self.nothing_long_enough(max(len(d.tokens) for d in self._documents))
+    def __init__(self, elements: int, seed: int):
+        self._elements, self._seed = elements, seed
+        self._shuffle = None
+        if elements > _PERMUTED_ELEMENTS:
+            self._shuffle = grain.MapDataset.range(elements).seed(seed).shuffle().repeat()
+        # The epoch that is read, and the one before, of which windows may be left over.
+        self._epochs: dict[int, np.ndarray] = {}
 
-    def _read_all(self) -> list[TokenDocument] | None:
-        if not 0 < len(self._source) <= INDEXED_DOCUMENTS:
-            return None
-        documents, tokens = [], 0
-        for index in range(len(self._source)):
-            documents.append(self._reader.read(self._source[index]))
-            tokens += len(documents[-1].tokens)
-            if tokens > INDEXED_TOKENS:
-                return None
-        return documents
-
-    def nothing_long_enough(self, longest: int | None = None) -> ValueError:
-        seen = (
-            f"the first {_DROPS_IN_A_ROW} read"
-            if longest is None
-            else f"the longest has {longest} tokens"
-        )
-        return ValueError(
-            f"no document of the source {self.name!r} is long enough for this setting ({seen}); "
-            "use longer documents or ask for less context"
-        )
-
-    @property
-    def is_indexed(self) -> bool:
-        return self._documents is not None
-
-    @property
-    def dropped_at_start(self) -> int:
-        kept = len({index for index, _ in self._table})
-        return 0 if self._documents is None else len(self._documents) - kept
-
-    def __len__(self) -> int:
-        return len(self._table) if self.is_indexed else len(self._source)
-
-    def windows(self, element: int) -> list[tuple[TokenDocument, int]]:
-        """The (document, start) pairs of one element: one if indexed, else any number."""
-        if self._documents is not None:
-            index, start = self._table[element]
-            return [(self._documents[index], start)]
-        if self._latest is None or self._latest[0] != element:
-            self._latest = element, self._reader.read(self._source[element])
-        document = self._latest[1]
-        return [(document, start) for start in self._starts_of(len(document.tokens))]
+    def __getitem__(self, ordinal: int) -> int:
+        if self._shuffle is not None:
+            element = self._shuffle[ordinal]
+            assert element is not None
+            return int(element)
+        epoch, place = divmod(ordinal, self._elements)
+        if epoch not in self._epochs:
+            # Raw numbers of a bit generator are the same in every version of numpy.
+            numbers = np.random.PCG64([self._seed, epoch]).random_raw(self._elements)
+            kept = list(self._epochs.items())[-1:]
+            self._epochs = dict([*kept, (epoch, np.argsort(numbers, kind="stable"))])
+        return int(self._epochs[epoch][place])
 
 
-class Windows:
-    """A mixture in its order: random access by position, for one shard.
+# Number of tokens of a document -> where its windows start; none drops the document.
+StartsOf = Callable[[int], Sequence[int]]
+
+
+class Part:
+    """One source of a mixture in its order.
 
     Args:
-        epochs: None repeats for ever; else that many passes, of a single source.
+        mix: what is read, and what becomes of faults.
+        seed: of the order.
+        epochs: None repeats for ever.
+
+    Attributes:
+        total: how many ordinals there are; None is no end.
+        dropped: documents without a window, found at the start.
+        faults: records that could not be used, found when the source was opened or at the start.
 
     Raises:
-        ValueError: the mixture, a weight or the shard makes no sense.
+        ValueError: the source is empty, or it is small, so read whole, and no document has a
+            window; or more faults than allowed.
     """
 
     def __init__(
-        self,
-        mixture: Sequence[Mix],
-        tokenizer: tokenizers.Tokenizer,
-        starts_of: Callable[[int], Sequence[int]],
-        *,
-        seed: int,
-        shard_index: int,
-        shard_count: int,
-        epochs: int | None,
+        self, mix: Mix, reader: Reader, starts_of: StartsOf, *, seed: int, epochs: int | None
     ):
-        names = [mix.name for mix in mixture]
-        if not mixture or len(set(names)) < len(names):
-            raise ValueError(f"a mixture needs sources with distinct names, not {names}")
-        if not 0 <= shard_index < shard_count:
-            raise ValueError(f"shard_index {shard_index} is not in 0..{shard_count - 1}")
-        for mix in mixture:
-            if not mix.weight > 0:
-                raise ValueError(f"the weight of {mix.name!r} must be positive, not {mix.weight}")
-            if len(mix.source) == 0:
-                raise ValueError(f"the source {mix.name!r} is empty")
-        reader = Reader(tokenizer)
-        self.parts = [Part(mix, reader, starts_of) for mix in mixture]
-        self._offsets = list(itertools.accumulate(map(len, self.parts), initial=0))
-        self._shard = (shard_index, shard_count)
-        self.positions = self._positions(epochs)
-        orders = [
-            grain.MapDataset.range(self._offsets[k], self._offsets[k + 1])
-            .seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
-            .shuffle()
-            .repeat(epochs)
-            for k in range(len(mixture))
-        ]
-        if len(orders) == 1:
-            self._order = orders[0]
-        else:
-            # Sharded before they are mixed: an interleaving of period 2 would give each of 2 shards
-            # one source.
-            shards = [order[shard_index::shard_count] for order in orders]
-            self._order = grain.MapDataset.mix(shards, [mix.weight for mix in mixture])
-        self.identity = {
-            "sources": [[mix.name, len(mix.source), mix.weight] for mix in mixture],
-            "elements": [len(part) for part in self.parts],
-            "tokenizer": tokenizer.digest(),
-            "seed": seed,
-            "shard": [shard_index, shard_count],
-        }
+        self.name = mix.name
+        self.dropped = 0
+        self.faults = sum(n for why, n in mix.source.counts.items() if why.startswith("fault/"))
+        self._mix = mix
+        self._reader = reader
+        self._starts_of = starts_of
+        self._latest: tuple[int, TokenDocument, Sequence[int]] | None = None
+        if len(mix.source) == 0:
+            raise ValueError(f"the source {mix.name!r} is empty{self._left_out()}")
+        self._documents = self._read_all()
+        self._table_W2 = np.zeros((0, 2), np.int64)
+        if self._documents is not None:
+            self._table_W2 = self._index(self._documents)
+        self.total = None if epochs is None else len(self) * epochs
+        self._order = Order(len(self), seed)
 
-    def _positions(self, epochs: int | None) -> int | None:
-        """How many positions this and every other shard has; None if endless."""
-        if epochs is None:
+    def _read_all(self) -> list[TokenDocument] | None:
+        """The documents of a small source; None if it is large."""
+        if len(self._mix.source) > INDEXED_DOCUMENTS:
             return None
-        if epochs < 1 or len(self.parts) > 1:
-            raise ValueError(
-                "a finite number of epochs must be >= 1 and needs a mixture of one source"
-            )
-        if self._shard[1] > 1 and not self.parts[0].is_indexed:
-            raise ValueError(
-                f"a finite pass over several shards needs a source of at most {INDEXED_DOCUMENTS} "
-                f"documents and {INDEXED_TOKENS} tokens, so that all shards end together"
-            )
-        return -(-len(self.parts[0]) * epochs // self._shard[1])
+        found, tokens, faults = [], 0, 0
+        for index in range(len(self._mix.source)):
+            try:
+                found.append(self._reader.read(self._mix.source[index]))
+            except records.Fault as fault:
+                self.check_fault(fault, faults)
+                faults += 1
+                continue
+            tokens += len(found[-1].tokens)
+            if tokens > INDEXED_TOKENS:
+                return None
+        self.faults += faults
+        return found
 
-    def at(self, position: int) -> tuple[int, list[tuple[TokenDocument, int]]]:
-        """The number of the source read at a position of this shard, and the windows read there."""
-        if len(self.parts) == 1:
-            position = position * self._shard[1] + self._shard[0]
-            if self.positions is not None and position >= len(self._order):
-                return 0, []
-        element = self._order[position]
-        assert element is not None
-        part = bisect.bisect_right(self._offsets, element) - 1
-        return part, self.parts[part].windows(int(element) - self._offsets[part])
+    def _index(self, found: Sequence[TokenDocument]) -> np.ndarray:
+        """int64 [W, 2]: (document, start) of every window W of a small source."""
+        starts = [self._starts_of(len(document.tokens)) for document in found]
+        table = [(index, start) for index, of_one in enumerate(starts) for start in of_one]
+        if not table:
+            raise self.nothing_usable(max((len(d.tokens) for d in found), default=0))
+        self.dropped = sum(not len(of_one) for of_one in starts)
+        return np.array(table, np.int64)
 
+    @property
+    def is_indexed(self) -> bool:
+        """Whether the source is small, so that an ordinal is exactly one window."""
+        return self._documents is not None
 
-class Cursor:
-    """Walks over `Windows` one by one; its state is a few integers."""
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was left out when the source was opened, by reason."""
+        return self._mix.source.counts
 
-    def __init__(self, windows: Windows):
-        self._windows = windows
-        self._position = 0
-        self._window = 0
-        self._drops_in_a_row = [0] * len(windows.parts)
-        self._elements = [0] * len(windows.parts)
-        self._counts = {
-            "windows": 0,
-            "dropped_documents": sum(part.dropped_at_start for part in windows.parts),
-            "inexact_documents": 0,
-        }
+    def __len__(self) -> int:
+        """Ordinals in an epoch."""
+        return len(self._table_W2) if self.is_indexed else len(self._mix.source)
 
-    def next(self) -> tuple[tuple[int, int], TokenDocument, int] | None:
-        """((position, window), document, the window's start in it), or None at the end.
+    def read(self, ordinal: int) -> tuple[TokenDocument, Sequence[int]]:
+        """The document at an ordinal and where its windows start; none if it is dropped.
 
         Raises:
-            ValueError: a large source seems to hold no document that is long enough.
+            records.Fault: the source cannot give the document.
         """
-        windows = self._windows
-        while windows.positions is None or self._position < windows.positions:
-            number, found = windows.at(self._position)
-            part = windows.parts[number]
-            if not found and not part.is_indexed:
-                self._drop(number)
-            elif found:
-                key = (self._position, self._window)
-                document, start = found[self._window]
-                self._drops_in_a_row[number] = 0
-                self._counts["windows"] += 1
-                self._counts["inexact_documents"] += start == 0 and not document.is_exact
-                self._window += 1
-                if self._window == len(found):
-                    self._advance(number)
-                return key, document, start
+        if self._latest is None or self._latest[0] != ordinal:
+            element = self._order[ordinal]
+            if self._documents is not None:
+                index, start = self._table_W2[element].tolist()
+                self._latest = ordinal, self._documents[index], (start,)
             else:
-                self._position += 1  # past the end: other shards have one element more
-        return None
+                document = self._reader.read(self._mix.source[element])
+                self._latest = ordinal, document, self._starts_of(len(document.tokens))
+        return self._latest[1:]
 
-    def window(self, key: Sequence[int]) -> tuple[TokenDocument, int]:
-        """A window that was passed before."""
-        return self._windows.at(key[0])[1][key[1]]
-
-    def counts(self) -> dict[str, float]:
-        """Windows read, documents dropped as too short or changed by the tokenizer, and epochs."""
-        shard_count = self._windows.identity["shard"][1]
-        epochs = {
-            f"epochs/{part.name}": elements * shard_count / len(part)
-            for part, elements in zip(self._windows.parts, self._elements)
-        }
-        return {**self._counts, **epochs}
-
-    def get_state(self) -> dict[str, Any]:
-        return {
-            "identity": self._windows.identity,
-            "position": self._position,
-            "window": self._window,
-            "drops_in_a_row": list(self._drops_in_a_row),
-            "elements": list(self._elements),
-            "counts": dict(self._counts),
-        }
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state, as it is or after a trip through JSON.
+    def window(self, ordinal: int, window: int) -> tuple[TokenDocument, int] | None:
+        """A document and the start of one of its windows; None if the document has no window.
 
         Raises:
-            ValueError: the state belongs to other data.
+            records.Fault: as `read`, or the document has become shorter since it was begun.
         """
-        own, given = self._windows.identity, state["identity"]
-        for name in own:
-            if own[name] != given[name]:
-                raise ValueError(
-                    f"the saved data state is of another run: {name} was {given[name]}, "
-                    f"is {own[name]}"
-                )
-        self._position, self._window = state["position"], state["window"]
-        self._drops_in_a_row = list(state["drops_in_a_row"])
-        self._elements = list(state["elements"])
-        self._counts = dict(state["counts"])
+        document, starts = self.read(ordinal)
+        if not starts:
+            return None
+        if window >= len(starts):
+            raise records.Fault(
+                "changed",
+                f"the source {self.name!r}",
+                f"has changed since this state was saved: document {document.document_id} has "
+                f"{len(starts)} windows and was read up to {window}",
+            )
+        return document, starts[window]
 
-    def _drop(self, number: int) -> None:
-        self._counts["dropped_documents"] += 1
-        self._drops_in_a_row[number] += 1
-        self._advance(number)
-        if self._drops_in_a_row[number] >= _DROPS_IN_A_ROW:
-            raise self._windows.parts[number].nothing_long_enough()
+    def check_fault(self, fault: records.Fault, faults: int) -> None:
+        """Returns if a fault is to be skipped, after `faults` others that were met while reading.
 
-    def _advance(self, number: int) -> None:
-        self._elements[number] += 1
-        self._position, self._window = self._position + 1, 0
+        Raises:
+            records.Fault: it is not, by the policy of `Mix`.
+            ValueError: there were too many.
+        """
+        mix = self._mix
+        if mix.on_fault == "fail":
+            raise fault
+        if self.faults + faults >= mix.max_faults:
+            raise ValueError(
+                f"the source {mix.name!r} has more than max_faults={mix.max_faults} records that "
+                f"cannot be used; the last: {fault}"
+            ) from fault
+
+    def nothing_usable(self, longest: int | None = None) -> ValueError:
+        """The error of a source without a window.
+
+        Args:
+            longest: tokens of the longest document, if all were read.
+        """
+        seen = f"the longest has {longest} tokens"
+        if longest is None:
+            seen = f"the first {DROPS_IN_A_ROW} read"
+        return ValueError(
+            f"no document of the source {self.name!r} is long enough for this setting ({seen}"
+            f"{self._left_out()}); use longer documents or ask for less context"
+        )
+
+    def _left_out(self) -> str:
+        found = [f"{number} {why}" for why, number in self._mix.source.counts.items()]
+        if self.faults and not found:
+            found = [f"{self.faults} faults"]
+        return f"; left out before: {', '.join(found)}" if found else ""

@@ -1,8 +1,9 @@
 """Batches of token ids: packed rows for plain pre-training, one document per row for RPT.
 
 Letters: B rows, S positions. Everything is numpy, deterministic in the seed, sharded by plain
-integers, and resumes exactly from `get_state()`, a small dict fit for JSON. The order of reading is
-that of data/documents.py; states are per shard.
+integers, and resumes exactly from `get_state()`, a small dict fit for JSON, in the same time at any
+position. States are per shard; data/resharding.py deals them to another number of shards. The order
+of reading: docs/data-order.md.
 """
 
 import dataclasses
@@ -11,10 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from data import documents, tokenizers
+from data import cursor, documents, mixtures, tokenizers
 
 Mix = documents.Mix
-TokenDocument = documents.TokenDocument
 
 # Windows that found no room and wait for the next batch; more waiting fills rows better and mixes
 # less.
@@ -84,11 +84,58 @@ class Stream(Protocol, Generic[Batch_co]):
         """What `set_state` of a stream made alike needs to go on with the next batch."""
         ...
 
-    def set_state(self, state: Mapping[str, Any]) -> None: ...
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there.
+
+        Mixture weights may be other ones than the state's; that is a further one of `events`.
+
+        Raises:
+            ValueError: the state is not of a stream made alike.
+        """
+        ...
+
+    @property
+    def events(self) -> Sequence[mixtures.Event]:
+        """(windows drawn before, weights): the mixture's weights, the latest last."""
+        ...
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Changes the mixture's weights from the next window on: the hook of a curriculum.
+
+        Every shard has to be given the same weights at the same batch. Names that are left out
+        keep theirs; 0 turns a source off. Windows that wait in a packer stay.
+
+        Raises:
+            ValueError: no such source, a negative weight, or all are 0.
+        """
+        ...
 
     def counts(self) -> dict[str, float]:
-        """So far, in this shard: windows, dropped_documents, inexact_documents, epochs/<source>."""
+        """So far, in this shard.
+
+        windows, windows/<source>; dropped_documents (too short); inexact_documents (whose tokens'
+        bytes differ from the text); skipped_faults (records that could not be used, those of the
+        sources' opening included); left_out/<source>/<reason> when the source was opened;
+        epochs/<source>; weight/<source> (normalised) and weight_changes.
+        """
         ...
+
+
+class _Stream:
+    """What packed and trunk streams share: a cursor."""
+
+    def __init__(self, walk: cursor.Cursor):
+        self._cursor = walk
+
+    @property
+    def events(self) -> Sequence[mixtures.Event]:
+        return self._cursor.mixture.events
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        self._cursor.mixture.set_weights(weights)
+
+    def counts(self) -> dict[str, float]:
+        return self._cursor.counts()
 
 
 def packed_batches(
@@ -112,7 +159,8 @@ def packed_batches(
 
     Args:
         batch_size: rows of this shard.
-        epochs: passes over a single source, then StopIteration; None goes on for ever.
+        epochs: passes over a single source, then StopIteration, which need not come after as many
+            batches in every shard; None goes on for ever.
 
     Raises:
         ValueError: impossible settings; a source without a usable document; bos or eos that do not
@@ -127,16 +175,17 @@ def packed_batches(
     def starts_of(length: int) -> range:
         return range(0, length + ends - 1, seq_len - 1)
 
-    windows = documents.Windows(
+    walk = cursor.Cursor(
         mixture,
         tokenizer,
         starts_of,
+        f"packed rows of {seq_len} with {ends} tokens around a document",
         seed=seed,
         shard_index=shard_index,
         shard_count=shard_count,
         epochs=epochs,
     )
-    return _PackedStream(documents.Cursor(windows), batch_size, seq_len, before, after)
+    return _PackedStream(walk, batch_size, seq_len, before, after)
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -148,16 +197,16 @@ def _end(id: int | None, name: str) -> np.ndarray:
     return np.array([id], np.int32)
 
 
-class _PackedStream:
+class _PackedStream(_Stream):
     def __init__(
         self,
-        cursor: documents.Cursor,
+        walk: cursor.Cursor,
         batch_size: int,
         seq_len: int,
         before: np.ndarray,
         after: np.ndarray,
     ):
-        self._cursor = cursor
+        super().__init__(walk)
         self._shape = (batch_size, seq_len)
         self._before, self._after = before, after
         self._waiting: list[tuple[Sequence[int], np.ndarray]] = []
@@ -198,12 +247,15 @@ class _PackedStream:
             found = self._cursor.next()
             if found is None:
                 return
-            key, document, start = found
-            yield key, self._piece(document, start)
+            yield found.key, self._piece(found)
 
-    def _piece(self, document: TokenDocument, start: int) -> np.ndarray:
-        whole = np.concatenate([self._before, document.tokens, self._after])
-        return whole[start : start + self._shape[1]]
+    def _piece(self, found: cursor.Found) -> np.ndarray:
+        """The window of bos, document and eos; the work does not grow with the document."""
+        pieces, start = [], found.start
+        for part in (self._before, found.document.tokens, self._after):
+            pieces.append(part[max(start, 0) : max(start + self._shape[1], 0)])
+            start -= len(part)
+        return np.concatenate(pieces)
 
     def get_state(self) -> dict[str, Any]:
         waiting = [list(key) for key, _ in self._waiting]
@@ -211,10 +263,8 @@ class _PackedStream:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._cursor.set_state(state)
-        self._waiting = [(key, self._piece(*self._cursor.window(key))) for key in state["waiting"]]
-
-    def counts(self) -> dict[str, float]:
-        return self._cursor.counts()
+        found = [self._cursor.window(key) for key in state["waiting"]]
+        self._waiting = [(one.key, self._piece(one)) for one in found if one is not None]
 
 
 def trunk_batches(
@@ -241,7 +291,8 @@ def trunk_batches(
         header_ids: int32; what precedes the document in every row, bos included; may be empty.
         min_context: document tokens that a cut needs before it.
         epochs: passes over a single source; the last rows are then without documents, and all
-            shards yield the same number of batches. None goes on for ever.
+            shards yield the same number of batches, which needs a small source (data/documents.py)
+            where there are several. None goes on for ever.
 
     Raises:
         ValueError: impossible settings, or a source without a document that is long enough.
@@ -257,34 +308,42 @@ def trunk_batches(
     def starts_of(length: int) -> range:
         return range(0, length - min_context, room - min_context)
 
-    windows = documents.Windows(
+    walk = cursor.Cursor(
         mixture,
         tokenizer,
         starts_of,
+        f"windows of {room} tokens with {min_context} of context",
         seed=seed,
         shard_index=shard_index,
         shard_count=shard_count,
         epochs=epochs,
     )
-    # An indexed source gives one window a position, so that all shards can count their batches
-    # alike.
-    positions = windows.positions if windows.parts[0].is_indexed else None
-    batches = None if positions is None else -(-positions // batch_size)
-    return _TrunkStream(documents.Cursor(windows), batches, batch_size, seq_len, header)
+    part, rows = walk.parts[0], None
+    if part.total is not None and part.is_indexed:
+        # An ordinal is one window, hence one row, so that all shards can count their batches alike.
+        rows = -(-part.total // shard_count)
+    elif part.total is not None and shard_count > 1:
+        raise ValueError(
+            "a finite pass over several shards needs a source of at most "
+            f"{documents.INDEXED_DOCUMENTS} documents and {documents.INDEXED_TOKENS} tokens, so "
+            "that all shards end together"
+        )
+    return _TrunkStream(walk, rows, batch_size, seq_len, header)
 
 
-class _TrunkStream:
+class _TrunkStream(_Stream):
+    """`rows_left`: rows that this and every other shard has still to yield; None if unknown."""
+
     def __init__(
         self,
-        cursor: documents.Cursor,
-        batches: int | None,
+        walk: cursor.Cursor,
+        rows_left: int | None,
         batch_size: int,
         seq_len: int,
         header: np.ndarray,
     ):
-        self._cursor = cursor
-        self._batches = batches
-        self._batches_done = 0
+        super().__init__(walk)
+        self._rows_left = rows_left
         self._shape = (batch_size, seq_len)
         self._header = header
 
@@ -292,7 +351,7 @@ class _TrunkStream:
         return self
 
     def __next__(self) -> TrunkBatch:
-        if self._batches is not None and self._batches_done >= self._batches:
+        if self._rows_left is not None and self._rows_left <= 0:
             raise StopIteration
         batch_size, seq_len = self._shape
         header_length = len(self._header)
@@ -307,7 +366,7 @@ class _TrunkStream:
                 rest.append(_NO_TOKENS)
                 labels.append(())
                 continue
-            _, document, start = found
+            document, start = found.document, found.start
             rest.append(document.tokens[start:])
             labels.append(tuple((i - start, name) for i, name in document.labels if i >= start))
             length = min(header_length + len(rest[-1]), seq_len)
@@ -315,9 +374,10 @@ class _TrunkStream:
             tokens_BS[row, header_length:length] = rest[-1][: length - header_length]
             lengths_B[row], starts_B[row] = length, start
             document_ids_B[row] = document.document_id
-        if self._batches is None and not lengths_B.any():
+        if self._rows_left is not None:
+            self._rows_left -= batch_size
+        elif not lengths_B.any():
             raise StopIteration
-        self._batches_done += 1
         segments_BS = (np.arange(seq_len) < lengths_B[:, None]).astype(np.int32)
         positions_BS = np.arange(seq_len, dtype=np.int32) * segments_BS
         return TrunkBatch(
@@ -333,11 +393,8 @@ class _TrunkStream:
         )
 
     def get_state(self) -> dict[str, Any]:
-        return {**self._cursor.get_state(), "batches_done": self._batches_done}
+        return {**self._cursor.get_state(), "rows_left": self._rows_left}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._cursor.set_state(state)
-        self._batches_done = state["batches_done"]
-
-    def counts(self) -> dict[str, float]:
-        return self._cursor.counts()
+        self._rows_left = state["rows_left"]

@@ -32,6 +32,7 @@ record, when read. A source may be huge: it is indexed, never listed. docs/data-
 import dataclasses
 import urllib.parse
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from data import (
     miniature,
@@ -126,6 +127,16 @@ def open_source(spec: str, **extra: str) -> records.Source:
 def _left_out(counts: Iterable[tuple[str, int]]) -> str:
     found = ", ".join(f"{reason} {number}" for reason, number in counts)
     return f" (left out: {found})" if found else ""
+
+
+def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
+    """The options on_fault (fail) and max_faults (100) of a spec, for the stream that reads it.
+
+    Raises:
+        ValueError: values that they cannot have.
+    """
+    guard = take_guard(parse(spec).options)
+    return ("skip" if guard.on_fault == "skip" else "fail"), guard.max_faults
 
 
 def _pop_split(

@@ -5,6 +5,7 @@ dataclasses below; a field that does not exist, or a value that a class refuses,
 """
 
 import dataclasses
+import fnmatch
 import types
 import typing
 from typing import Any, Literal
@@ -285,9 +286,10 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
 
 
-# Dotted prefixes that may differ when a run directory is continued.
+# Dotted prefixes that may differ when a run directory is continued; '*' is any part of a mixture.
 RESUMABLE = (
-    *("train.steps", "pretrain.steps"),
+    *("train.steps", "train.mixture.*.weight"),
+    *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
     *("mesh.", "logging.", "evaluate.", "experiment.processes"),
 )
 
@@ -317,11 +319,17 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
         return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        by_index, new = ({str(i): v for i, v in enumerate(value)} for value in (old, new))
+        return differences(by_index, new, prefix)
     return [] if old == new else [prefix.rstrip(".")]
 
 
 def is_resumable(path: str) -> bool:
-    return any(path == p.rstrip(".") or path.startswith(p) for p in RESUMABLE)
+    return any(
+        path == p.rstrip(".") or path.startswith(p) or fnmatch.fnmatchcase(path, p)
+        for p in RESUMABLE
+    )
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:

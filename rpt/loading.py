@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +40,24 @@ def open_mixture(mixture: config.Mixture) -> list[pipeline.Mix]:
     """
     if not mixture:
         raise ValueError("the config names no text: set a mixture of (name, spec, weight)")
-    return [
-        pipeline.Mix(source=sources.open_source(part.spec), weight=part.weight, name=part.name)
-        for part in mixture
-    ]
+    found = []
+    for part in mixture:
+        on_fault, max_faults = sources.fault_policy(part.spec)
+        source = sources.open_source(part.spec)
+        found.append(pipeline.Mix(source, part.weight, part.name, on_fault, max_faults))
+    return found
+
+
+def restore_stream(stream: pipeline.Stream[Any], state: Mapping[str, Any]) -> list[str]:
+    """Continues a stream; returns a line for the log where the config has other weights now.
+
+    Raises:
+      ValueError: the state is not of such a stream.
+    """
+    stream.set_state(state)
+    (_, before), (draws, now) = state["mixture"]["events"][-1], stream.events[-1]
+    changes = [f"{name} {before[name]:g} -> {now[name]:g}" for name in now if before != now]
+    return [f"mixture weights after {draws} windows: {', '.join(changes)}"] if changes else []
 
 
 def start(experiment: config.Config) -> Loaded:

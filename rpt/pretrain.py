@@ -18,7 +18,18 @@ from absl import flags
 from jax.sharding import Mesh
 
 from data import pipeline, tokenizers
-from rpt import checkpoint, cli, gate, ledger, loading, optimizers, runs, sharding, update
+from rpt import (
+    checkpoint,
+    cli,
+    gate,
+    ledger,
+    loading,
+    optimizers,
+    runs,
+    sharding,
+    stepmetrics,
+    update,
+)
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -70,6 +81,7 @@ def _pretrain(
     params = loading.place(mesh, model, loaded.params)
     opt_state = optimizers.init_state(optimizer, params)
     book, gated, seconds_before = ledger.Ledger(), _GateState(), 0.0
+    notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
     if store.latest() is not None:
@@ -78,11 +90,13 @@ def _pretrain(
         book = ledger.Ledger(**restored.host["ledger"])
         seconds_before = restored.host["wall_seconds"]
         gated = _GateState(**restored.host["gate"])
-        streams.set_state(restored.host["streams"])
+        notes = streams.set_state(restored.host["streams"])
     rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
     total_steps = _total_steps(settings, gated)
     log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
     began, metrics = time.monotonic(), log.last
+    for line in notes:
+        log.say(line)
 
     def host_state() -> dict[str, Any]:
         return {
@@ -116,6 +130,7 @@ def _pretrain(
             "ntp_nats": float(nll),
             "grad_norm": float(norm),
             "learning_rate_factor": factor,
+            **stepmetrics.of_data(streams.of_step(step - 1).counts()),
             "training_flops": float(book.training_flops),
         }
         if measure is not None and gated.is_due(settings.gate, step):
@@ -148,6 +163,7 @@ def _pretrain(
         "wall_seconds": seconds_before + time.monotonic() - began,
         "metrics": metrics,
         "data": streams.counts(),
+        "mixture_events": streams.events(),
         "gate": {
             **dataclasses.asdict(gated),
             "passed": (gated.final_accuracy or 0.0) >= settings.gate.threshold,
@@ -215,11 +231,13 @@ class _Streams:
         self._main = open_stream(settings.mixture)
         self._opening = open_stream(settings.opening_mixture) if self._opening_steps else None
 
-    def next(self, step: int) -> update.TrunkInputs:
-        stream = self._main
+    def of_step(self, step: int) -> pipeline.Stream[pipeline.PackedBatch]:
         if self._opening is not None and step < self._opening_steps:
-            stream = self._opening
-        batch = next(stream)
+            return self._opening
+        return self._main
+
+    def next(self, step: int) -> update.TrunkInputs:
+        batch = next(self.of_step(step))
         counted_BS = np.zeros(batch.tokens_BS.shape, bool)
         # loss_mask says that position s predicts s + 1; weights belong to the target.
         counted_BS[:, 1:] = batch.loss_mask_BS[:, :-1]
@@ -231,14 +249,21 @@ class _Streams:
         opening = None if self._opening is None else self._opening.counts()
         return {"main": self._main.counts(), "opening": opening}
 
+    def events(self) -> dict[str, Any]:
+        """Of the main stream and the opening one: their mixtures' weights over time."""
+        opening = None if self._opening is None else self._opening.events
+        return {"main": self._main.events, "opening": opening}
+
     def get_state(self) -> dict[str, Any]:
         opening = None if self._opening is None else self._opening.get_state()
         return {"main": self._main.get_state(), "opening": opening}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._main.set_state(state["main"])
+    def set_state(self, state: dict[str, Any]) -> list[str]:
+        """Goes on from there; returns lines for the log."""
+        notes = loading.restore_stream(self._main, state["main"])
         if self._opening is not None:
-            self._opening.set_state(state["opening"])
+            notes += loading.restore_stream(self._opening, state["opening"])
+        return notes
 
 
 def main(argv: list[str]) -> None:

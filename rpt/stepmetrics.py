@@ -1,6 +1,7 @@
 """What a training step logs; docs/metrics.md explains every name."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,14 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "seconds_step": time.monotonic() - self._began}
+
+
+def of_data(counts: Mapping[str, float]) -> dict[str, float]:
+    """What the data pipeline left out so far: nothing is skipped silently."""
+    return {
+        "dropped_documents": counts["dropped_documents"],
+        "skipped_faults": counts["skipped_faults"],
+    }
 
 
 def of_experience(

@@ -105,6 +105,7 @@ def _train(
     opt_state = optimizers.init_state(optimizer, params)
     book = ledger.Ledger()
     rewardless, seconds_before = 0, 0.0
+    notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
     if store.latest() is not None:
@@ -113,11 +114,13 @@ def _train(
         book = ledger.Ledger(**restored.host["ledger"])
         rewardless = restored.host["rewardless_steps"]
         seconds_before = restored.host["wall_seconds"]
-        stream.set_state(restored.host["stream"])
+        notes = loading.restore_stream(stream, restored.host["stream"])
     elif settings.warmup_steps:
         params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
     metrics = log.last
+    for line in notes:
+        log.say(line)
 
     def state() -> checkpoint.TrainState:
         host = {
@@ -205,6 +208,7 @@ def _train(
             **stepmetrics.of_update(lived, terms, weight),
             "grad_norm": float(norm),
             "learning_rate_factor": factor,
+            **stepmetrics.of_data(stream.counts()),
             **clock.seconds(),
             "training_flops": float(book.training_flops),
         }
@@ -237,6 +241,7 @@ def _train(
         "wall_seconds": seconds_before + time.monotonic() - began,
         "metrics": metrics,
         "data": stream.counts(),
+        "mixture_events": stream.events,
         "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
         "parameters": transformer.num_parameters(model),
         "params_sha256": checkpoint.params_sha256(params),

@@ -98,6 +98,7 @@ def metric_names() -> set[str]:
     names = (
         returned("stepmetrics", "of_experience")
         | returned("stepmetrics", "of_update")
+        | returned("stepmetrics", "of_data")
         | returned("stepmetrics", "seconds")
         | assigned("train", "_train", "metrics")
         | assigned("pretrain", "_pretrain", "metrics")
@@ -135,7 +136,8 @@ def test_every_field_of_a_summary_is_documented():
 
 def test_nothing_is_documented_that_is_not_written():
     # Counted by the data pipeline, one name per source of the mixture among them.
-    counts = {"windows", "dropped_documents", "inexact_documents", "epochs/NAME"}
+    counts = {"windows", "inexact_documents", "weight_changes"}
+    counts |= {"windows/NAME", "epochs/NAME", "weight/NAME", "left_out/NAME/REASON"}
     assert documented() <= metric_names() | summary_names() | counts
 
 

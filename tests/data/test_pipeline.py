@@ -1,6 +1,7 @@
 """Batches: what a row holds, the order of reading, and exact resumption."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ STREAMS = {"packed": packed, "trunk": trunk}
 
 class Generated:
     """A source too large to list: every document is made from its index."""
+
+    counts: ClassVar = {}
 
     def __init__(self, size=10**7, length=20):
         self.size, self.length, self.read = size, length, 0
@@ -207,12 +210,18 @@ def test_state_of_other_data_is_refused():
     for other in (
         trunk(one(texts(26))),
         trunk(one(texts(25)), seed=1),
-        trunk(one(texts(25)), shard_count=2),
         trunk(one(texts(25)), seq_len=16),
         trunk(one(texts(25), "two")),
+        trunk(one(texts(25)), epochs=1),
+        packed(one(texts(25))),
     ):
         with pytest.raises(ValueError, match="saved data state is of another run"):
             other.set_state(state)
+    with pytest.raises(ValueError, match=r"shard 0 of 1, this is 0 of 2: deal .*reshard"):
+        trunk(one(texts(25)), shard_count=2).set_state(state)
+    # What was saved before states had versions.
+    with pytest.raises(ValueError, match="another run: version was None, is 2"):
+        trunk(one(texts(25))).set_state({"position": 3})
 
 
 def test_batch_size_may_change_on_resume():
@@ -359,8 +368,12 @@ def test_impossible_mixtures():
         trunk([])
     with pytest.raises(ValueError, match="distinct names"):
         trunk(one(source) * 2)
-    with pytest.raises(ValueError, match="weight of 'x' must be positive"):
+    with pytest.raises(ValueError, match="weight of 'x' must be 0 or more, not -1"):
+        trunk([pipeline.Mix(source, -1.0, "x")])
+    with pytest.raises(ValueError, match="weights of 'x' are all 0"):
         trunk([pipeline.Mix(source, 0.0, "x")])
+    with pytest.raises(ValueError, match="'x' needs on_fault=fail or skip"):
+        pipeline.Mix(source, 1.0, "x", max_faults=-1)
     with pytest.raises(ValueError, match="mixture of one source"):
         trunk([*one(source, "a"), *one(source, "b")], epochs=1)
     with pytest.raises(ValueError, match="'x' is empty"):

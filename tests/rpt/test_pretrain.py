@@ -81,6 +81,24 @@ def test_lost_steps_are_run_again(uninterrupted, tmp_path):
     assert_same_run(run, pretrain.pretrain(experiment(), run), uninterrupted)
 
 
+def test_other_mixture_weights_are_an_event_of_a_continued_run(tmp_path, capsys):
+    """Of the main mixture; the opening one is left alone."""
+    run, mixture = tmp_path / "run", tiny_experiment.get_config().pretrain.mixture
+    pretrain.pretrain(experiment(), run, stop=tiny_experiment.StopAfter(13))
+    mixture = tuple((name, spec, weight * (name == "plain")) for name, spec, weight in mixture)
+    changes = {"pretrain.mixture": mixture, "pretrain.steps": 18}
+    capsys.readouterr()
+    found = pretrain.pretrain(experiment(**changes), run)
+    assert "worked 0.5 -> 0" in capsys.readouterr().out
+    (first, event), opening = found["mixture_events"]["main"], found["mixture_events"]["opening"]
+    assert first == (0, {"plain": 0.5, "worked": 0.5})
+    assert event[1] == {"plain": 0.5, "worked": 0.0}
+    assert event[0] > 0
+    assert len(opening) == 1
+    main = found["data"]["main"]
+    assert main["windows/worked"] <= event[0] // 2 + 1 < main["windows/plain"]
+
+
 def test_a_finished_run_is_left_as_it_is(uninterrupted):
     assert_same_run(
         uninterrupted[0], pretrain.pretrain(experiment(), uninterrupted[0]), uninterrupted

@@ -37,7 +37,7 @@ METRICS = {
     *("answers_truncated", "answers_leading_space", "answers_trailing_space"),
     *("policy_loss", "policy_entropy_nats", "ntp_nats", "kl_nats", "clip_fraction"),
     *("mismatch_mean_nats", "mismatch_max_nats", "trained_tokens", "grad_norm"),
-    *("learning_rate_factor", "training_flops"),
+    *("learning_rate_factor", "training_flops", "dropped_documents", "skipped_faults"),
 }
 # Every part of a step that keeps something of its own between steps or starts.
 EVERYTHING = {
@@ -198,6 +198,37 @@ def test_more_steps_may_be_asked_for(uninterrupted, base, tmp_path):
         for start in json.loads((tmp_path / "run" / "run.json").read_text())
     ]
     assert changes == [[], ["train.steps"]]
+
+
+def two_stories(first: float, second: float) -> dict:
+    specs = [f"miniature:?kind=plain&split=train&seed={seed}" for seed in (0, 1)]
+    return {"train.mixture": (("first", specs[0], first), ("second", specs[1], second))}
+
+
+def test_other_mixture_weights_are_an_event_of_a_continued_run(base, tmp_path, capsys):
+    """Weights alone may change; what was read counts on, and the run says so."""
+    run, weights = tmp_path / "run", two_stories(1.0, 0.0)
+    before = train.train(experiment(base, **weights), run, stop=tiny_experiment.StopAfter(2))
+    assert before["mixture_events"] == [(0, {"first": 1.0, "second": 0.0})]
+    assert "mixture weights" not in capsys.readouterr().out
+    weights = two_stories(0.25, 0.75) | {"train.steps": 4}
+    after = train.train(experiment(base, **weights), run)
+    assert "mixture weights after 4 windows: first 1 -> 0.25, second 0 -> 0.75" in (
+        capsys.readouterr().out
+    )
+    assert after["mixture_events"][1:] == [(4, {"first": 0.25, "second": 0.75})]
+    read = {name: after["data"][f"windows/{name}"] for name in ("first", "second")}
+    assert read == {"first": 5, "second": 3}
+    starts = json.loads((run / "run.json").read_text())
+    changed = [f"train.mixture.{k}.weight" for k in (0, 1)]
+    assert starts[1]["changed_since_last_start"] == [*changed, "train.steps"]
+    # The same weights again are no further event.
+    assert (
+        train.train(experiment(base, **weights), run)["mixture_events"] == after["mixture_events"]
+    )
+    other = two_stories(0.25, 0.75)["train.mixture"][::-1]
+    with pytest.raises(ValueError, match=r"config\.train\.mixture\.0\.name differs"):
+        train.train(experiment(base, **{"train.mixture": other, "train.steps": 4}), run)
 
 
 # The real command, which sends itself a real signal once the metrics of a step are written.
