@@ -8,6 +8,7 @@ DATA = [
     "tokenizers>=0.22,<0.24",
     "sentencepiece>=0.2.1,<0.3",
     "gguf>=0.17,<0.20",
+    "rensa>=0.5,<0.6",
 ]
 
 setuptools.setup(

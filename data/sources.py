@@ -9,70 +9,28 @@ A spec is `name:path?key=value&key=value`; path and options may be missing, valu
     pydoc?split=train                      sections of the documentation inside every CPython
     miniature:?...                         the generated corpus of data/miniature.py
 
-All but the miniature, which makes its own splits, take `split=train|validation|test` and with it
-`split_seed=0`, `validation=0.08`, `test=0.08` (data/splits.py). Files are checked whole when they
-are opened, so that a bad line is found now and not after an hour. A source may be huge: it is
-indexed, never listed.
+All but the miniature, which makes its own splits, take the options of data/transforms.py: filters,
+removal of duplicates and of benchmark text, and `split=train|validation|test`. Files are checked
+whole when they are opened, so that a bad line is found now and not after an hour. A source may be
+huge: it is indexed, never listed.
 """
 
 import dataclasses
 import fnmatch
-import hashlib
 import importlib
 import json
 import pathlib
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
-from data import splits
+from data import records, splits, transforms
 
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One document.
-
-    Fields:
-        text: its text.
-        document_id: 63 bits; the same document has the same id in every run.
-        markup: the strings of special tokens in the text are special tokens (worked documents).
-        labels: known facts about words, (word index, label), where words are `text.split()`: (41,
-            'answer/5'). Only generated sources have them.
-    """
-
-    text: str
-    document_id: int
-    markup: bool = False
-    labels: tuple[tuple[int, str], ...] = ()
-
-
-class Source(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-def document_id(text: str) -> int:
-    """63 bits of the SHA-256 of the content: stable across runs, sources and splits."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ListSource:
-    """Documents in memory."""
-
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
-
-
-def from_texts(texts: Sequence[str]) -> ListSource:
-    return ListSource([Record(text, document_id(text)) for text in texts])
+Record = records.Record
+Source = records.Source
+ListSource = records.ListSource
+document_id = records.document_id
+from_texts = records.from_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +38,7 @@ class FileSource:
     """One document per file, read when asked for."""
 
     paths: Sequence[pathlib.Path]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,6 +55,7 @@ class JsonLinesSource:
     path: pathlib.Path
     field: str
     lines: Sequence[tuple[int, int]]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -146,39 +106,13 @@ def open_source(spec: str, **extra: str) -> Source:
     options |= extra
     if name in _MAKE_OWN_SPLITS:
         return SOURCES[name](path, options)
-    split = _pop_split(options, spec)
+    apply = transforms.take(options, spec)
     source = SOURCES[name](path, options)
     if options:
         raise ValueError(f"unknown option {min(options)!r} for the source {name!r} in {spec!r}")
     if len(source) == 0:
         raise ValueError(f"the source {spec!r} is empty: it holds no document with any text")
-    return source if split is None else split(source)
-
-
-def _pop_split(options: dict[str, str], spec: str) -> Callable[[Source], Source] | None:
-    """Takes the split options away; returns what applies them, or None without any."""
-    given = {key: options.pop(key) for key in splits.OPTIONS if key in options}
-    if not given:
-        return None
-    if given.get("split") not in splits.NAMES:
-        raise ValueError(
-            f"{spec!r} needs split=train, validation or test, not {given.get('split')!r}"
-        )
-    try:
-        seed = int(given.get("split_seed", "0"))
-        validation = float(given.get("validation", splits.FRACTION))
-        test = float(given.get("test", splits.FRACTION))
-    except ValueError as error:
-        raise ValueError(
-            f"{spec!r}: split_seed must be whole, validation and test fractions"
-        ) from error
-    fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
-
-    def apply(source: Source) -> Source:
-        records = [source[index] for index in range(len(source))]
-        return ListSource(splits.split_documents(records, seed, fractions)[given["split"]])
-
-    return apply
+    return apply(source)
 
 
 def _existing(path: str, what: str) -> pathlib.Path:
