@@ -13,8 +13,8 @@ Memory per document: 8 bytes for equal texts; for near ones 16 per band (25 band
 threshold, so 400 bytes), whatever the documents' length. The shingles of 512 documents are kept
 while comparing.
 
-The sketches come from `rensa` (Rust; 26 microseconds for 1000 shingles on one core, about fifty
-times less than datasketch in Python); its `digest` is the full-set MinHash, equal on every machine.
+The sketches come from `rensa` (Rust): 20 microseconds for 1000 shingles on one core, where the same
+in datasketch 2.0 takes 2.5 milliseconds. Its full-set digest does not depend on the machine.
 """
 
 import functools
