@@ -8,6 +8,7 @@ DATA = [
     "tokenizers>=0.22,<0.24",
     "sentencepiece>=0.2.1,<0.3",
     "gguf>=0.17,<0.20",
+    "array_record>=0.8,<0.9",
     "rensa>=0.5,<0.6",
 ]
 

@@ -81,7 +81,7 @@ class Document:
         if known:
             parts.append(f"mean entropy {sum(known) / len(known):.2f} nats")
         cuts = sum(token.is_cut for token in self.tokens)
-        return "  ".join([*parts, f"{cuts} cuts"] if cuts else parts)
+        return " \u00b7 ".join([*parts, f"{cuts} cuts"] if cuts else parts)
 
 
 class Cuts:

@@ -40,8 +40,8 @@ pre {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
 .t {{ background: rgba(var(--hot), calc(var(--e, 0) * .85)); padding: .12em 0; border-radius: 2px;
   box-shadow: inset -1px 0 var(--edge); }}
 .t:hover {{ outline: 2px solid var(--soft); }}
-.c {{ box-shadow: inset 3px 0 var(--cut), inset -1px 0 var(--edge); padding-left: 5px;
-  font-weight: 700; }}
+.c {{ box-shadow: inset 3px 0 var(--cut), inset -1px 0 var(--edge); padding-left: 4px;
+  border-radius: 0; font-weight: 700; }}
 .n {{ color: var(--soft); }}
 </style>
 </head>
