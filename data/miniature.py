@@ -44,7 +44,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from data import sources
+from data import records
 
 _NAMES = (
     "ada ben cal dan dot eli eve fay gil gus hal ian ida ivy jan joe "
@@ -218,10 +218,14 @@ class Stories:
                 f"miniature seed={self.seed}, size={self.size}: seed must be >= 0, size in 1..2**40"
             )
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {}
+
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> sources.Record:
+    def __getitem__(self, index: int) -> records.Record:
         if not 0 <= index < self.size:
             raise IndexError(f"document {index} of {self.size}")
         stream = self.seed * len(SPLITS) + SPLITS.index(self.split)
@@ -244,8 +248,8 @@ class Stories:
         if self.kind == "worked":
             _idle(rng, self.config, words, {number for number, _ in labels})
         text = " " + " ".join(words)
-        return sources.Record(
-            text, sources.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
+        return records.Record(
+            text, records.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
         )
 
     @functools.cached_property
@@ -441,7 +445,7 @@ def _option_value(name: str, text: str, default: Any) -> Any:
         ) from None
 
 
-def open_miniature(options: Mapping[str, str]) -> sources.Source:
+def open_miniature(options: Mapping[str, str]) -> records.Source:
     """The source of a spec such as 'miniature?kind=worked&split=train&max_variables=3'.
 
     Args:

@@ -24,7 +24,7 @@ import dataclasses
 import typing
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -100,7 +100,17 @@ class View:
         return rewritten(self.source[int(self.kept[index])], self.settings)
 
 
-def take(options: dict[str, str], spec: str) -> Callable[[records.Source], records.Source]:
+class Meet(Protocol):
+    """What is done about a record that cannot be read: raise the fault, or return to leave it out."""
+
+    def __call__(self, fault: records.Fault) -> None: ...
+
+
+class Transform(Protocol):
+    def __call__(self, source: records.Source, meet: Meet | None = None) -> records.Source: ...
+
+
+def take(options: dict[str, str], spec: str) -> Transform:
     """Takes the transforms' options away; returns what applies them.
 
     Raises:
@@ -108,7 +118,7 @@ def take(options: dict[str, str], spec: str) -> Callable[[records.Source], recor
     """
     given = {name: options.pop(name) for name in OPTIONS if name in options}
     if not given:
-        return lambda source: source
+        return lambda source, meet=None: source
     if given.keys() & set(splits.OPTIONS) and given.get("split") not in splits.NAMES:
         raise ValueError(
             f"{spec!r} needs split=train, validation or test, not {given.get('split')!r}"
@@ -117,20 +127,24 @@ def take(options: dict[str, str], spec: str) -> Callable[[records.Source], recor
         settings = Settings(**{name: _value(name, text) for name, text in given.items()})
     except ValueError as error:
         raise ValueError(f"{spec!r}: {error}") from error
-    return lambda source: apply(source, settings, spec)
+    return lambda source, meet=None: apply(source, settings, spec, meet)
 
 
-def apply(source: records.Source, settings: Settings, spec: str) -> records.Source:
+def apply(
+    source: records.Source, settings: Settings, spec: str, meet: Meet | None = None
+) -> records.Source:
     """The documents that the settings keep.
 
     Args:
         spec: names the source in an error.
+        meet: where faults are skipped, what decides on each; those skipped are left out and
+            counted. None raises them.
 
     Raises:
         ValueError: no document is left, a split gets none, or a labelled text would be rewritten.
     """
-    if settings.selects:
-        source = _selected(source, settings)
+    if settings.selects or meet is not None:
+        source = _selected(source, settings, meet)
         if len(source) == 0:
             counts = ", ".join(f"{count} {reason}" for reason, count in source.counts.items())
             raise ValueError(f"no document of {spec!r} is left after its filters ({counts})")
@@ -176,7 +190,7 @@ def refusal(text: str, settings: Settings) -> str | None:
     return None
 
 
-def _selected(source: records.Source, settings: Settings) -> View:
+def _selected(source: records.Source, settings: Settings, meet: Meet | None) -> View:
     """Steps 1 to 4 in one pass; duplicates are then decided in order, before contamination is."""
     count = len(source)
     counts: collections.Counter[str] = collections.Counter(source.counts)
@@ -187,7 +201,14 @@ def _selected(source: records.Source, settings: Settings) -> View:
     sketches = deduplication.Sketches(count, settings.near_threshold) if near else None
     benchmark = _open_benchmark(settings, counts) if settings.decontaminate else None
     for index in range(count):
-        original = source[index]
+        try:
+            original = source[index]
+        except records.Fault as fault:
+            if meet is None:
+                raise
+            meet(fault)
+            counts[f"fault/{fault.reason}"] += 1
+            continue
         record = rewritten(original, settings)
         reason = refusal(record.text, settings)
         if reason is not None:

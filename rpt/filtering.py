@@ -1,11 +1,14 @@
 """Where filter_entropy comes from, by which training positions are chosen.
 
-policy     the trunk pass that the step makes anyway (the default)
-proxy      a frozen model, one more trunk pass a step (config.positions.proxy)
-index      what a proxy said about the corpus beforehand (config.positions.index, rpt/index.py)
+    policy     the trunk pass that the step makes anyway (the default)
+    proxy      a frozen model, one more trunk pass a step (config.positions.proxy)
+    index      what a proxy said about the corpus beforehand (config.positions.index, rpt/index.py)
+
+Proxy and index have the policy's tokenizer.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,8 @@ from data import difficulty, pipeline, tokenizers
 from rpt import config, ledger, loading, scoring
 
 
-class Filter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Filter:
     """At most one of the two; none is the policy itself."""
 
     proxy: loading.Loaded | None = None

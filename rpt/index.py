@@ -206,14 +206,13 @@ def main(argv: list[str]) -> None:
     del argv
     values = flags.FLAGS
     names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: values[name].value for name in names}
+    given: dict[str, Any] = {name: values[name].value for name in names}
     manifest = build(Settings(**{**given, "out": pathlib.Path(given["out"])}), cli.StopSignal())
     tokens = sum(shard["tokens"] for shard in manifest["shards"])
     print(f"{manifest['about']['documents']} documents, {tokens} tokens indexed in {given['out']}")
 
 
 def _define_flags() -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     flags.DEFINE_string("source", None, "Spec of data/sources.py.", required=True)
     flags.DEFINE_string(
         "proxy", None, "Run directory, checkpoint folder, GGUF file or fetch:NAME.", required=True
@@ -221,10 +220,10 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the index.", required=True)
     flags.DEFINE_string("template", "", "File whose header precedes every window.")
     flags.DEFINE_bool("add_bos", True, "Whether rows begin with the tokenizer's bos.")
-    flags.DEFINE_integer("seq_len", defaults["seq_len"], "Longest row, header included.")
-    flags.DEFINE_integer("min_context", defaults["min_context"], "Overlap of windows, in tokens.")
-    flags.DEFINE_integer("batch_size", defaults["batch_size"], "Rows at once.")
-    flags.DEFINE_integer("shard_documents", defaults["shard_documents"], "Documents per file.")
+    flags.DEFINE_integer("seq_len", Settings.seq_len, "Longest row, header included.")
+    flags.DEFINE_integer("min_context", Settings.min_context, "Overlap of windows, in tokens.")
+    flags.DEFINE_integer("batch_size", Settings.batch_size, "Rows at once.")
+    flags.DEFINE_integer("shard_documents", Settings.shard_documents, "Documents per file.")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,29 @@ def test_a_labelled_text_is_not_rewritten():
         transforms.apply(source, transforms.Settings(unicode="NFC"), "these")
 
 
+class Broken(records.ListSource):
+    """The second of its documents cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise records.Fault("vanished", "some.txt", "is gone")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("options", [{"min_chars": "1"}, {"split": "train", "test": "0.3"}])
+def test_a_fault_is_raised_or_met_and_counted(options):
+    source = Broken(records.from_texts([f"text {i}" for i in range(9)]).records, {"fault/x": 1})
+    apply = transforms.take({**options}, "these")
+    with pytest.raises(records.Fault, match="is gone"):
+        apply(source)
+    met = []
+    kept = apply(source, met.append)
+    assert [fault.reason for fault in met] == ["vanished"]
+    assert kept.counts["fault/vanished"] == kept.counts["fault/x"] == 1
+    assert "text 1" not in texts_of(kept)
+    assert len(kept) + kept.counts.get("other_splits", 0) == 8
+
+
 # ---- duplicates ----------------------------------------------------------------------------------
 
 
