@@ -23,7 +23,7 @@ import collections
 import dataclasses
 import typing
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,7 +101,7 @@ class View:
 
 
 class Meet(Protocol):
-    """What is done about a record that cannot be read: raise the fault, or return to leave it out."""
+    """Raises the fault of a record that cannot be read, or returns to have the record left out."""
 
     def __call__(self, fault: records.Fault) -> None: ...
 

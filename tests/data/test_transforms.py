@@ -133,7 +133,9 @@ class Broken(records.ListSource):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("options", [{"min_chars": "1"}, {"split": "train", "test": "0.3"}])
+@pytest.mark.parametrize(
+    "options", [{"min_chars": "1"}, {"split": "train", "test": "0.3", "validation": "0.3"}]
+)
 def test_a_fault_is_raised_or_met_and_counted(options):
     source = Broken(records.from_texts([f"text {i}" for i in range(9)]).records, {"fault/x": 1})
     apply = transforms.take({**options}, "these")
