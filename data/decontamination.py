@@ -55,7 +55,7 @@ class Benchmark:
 
     def touches(self, text: str) -> bool:
         """Whether the text shares a run with the benchmark."""
-        # A word that the benchmark does not have is 0, so no run with it can hit.
+        # A word that the benchmark does not have is 0; runs with one are not looked up.
         number_of = self._number_of
         numbers = np.array([number_of.get(w, 0) for w in deduplication.words(text)], np.uint64)
         unknown = np.concatenate([[0], np.cumsum(numbers == 0)])
