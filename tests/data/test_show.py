@@ -113,6 +113,16 @@ def test_the_page_is_the_text_and_nothing_runs(corpus):
     assert "entropy" not in parsed.titles[-1]
 
 
+def test_a_token_that_is_a_tag_stays_text():
+    tokenizer = tokenizers.ByteTokenizer(("<script>",), None, None)
+    source = records.ListSource([records.Record("a<script>b", 1, markup=True)])
+    (document,) = show.documents(source, tokenizer, None, show.Cuts(""), 0, 1)
+    assert [token.text for token in document.tokens] == ["a", "<script>", "b"]
+    page = show_html.page("x", [document])
+    assert "<script" not in page
+    assert Parsed(page).texts == ["a<script>b"]
+
+
 def test_tokens_keep_their_characters_together(corpus):
     tokenizer = tokenizers.train_bpe([TEXT] * 50, 400)
     source = sources.open_source(corpus[0])
