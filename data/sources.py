@@ -21,12 +21,13 @@ A path is a file, a pattern with `*`, a folder, or the URL of one of these, whos
 into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an empty line, or by
 `join=`.
 
-All but the miniature, which makes its own splits, take `split=train|validation|test` and with it
-`split_seed=0`, `validation=0.08`, `test=0.08` (data/splits.py); and `on_fault=fail|skip`,
-`max_faults=100`, `max_bytes=16777216`: what is done about records that cannot be used. Files are
-checked whole when they are opened, so that a bad line is found now and not after an hour; what is
-already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is checked record by
-record, when read. A source may be huge: it is indexed, never listed. docs/data-sources.md has more.
+All but the miniature, which makes its own splits, take the options of data/transforms.py (filters,
+removal of duplicates and of benchmark text, and `split=train|validation|test`), and
+`on_fault=fail|skip`, `max_faults=100`, `max_bytes=16777216`: what is done about records that cannot
+be used. Files are checked whole when they are opened, so that a bad line is found now and not after
+an hour; what is already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is
+checked record by record, when read. A source may be huge: it is indexed, never listed.
+docs/data-sources.md has more.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ from data import (
     sources_seqio,
     sources_text,
     sources_tfds,
-    splits,
+    transforms,
 )
 
 Opener = Callable[[str, dict[str, str], records.Guard], records.Source]
@@ -109,7 +110,7 @@ def open_source(spec: str, **extra: str) -> records.Source:
         if parsed.path:
             raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
         return _MAKE_OWN_SPLITS[name](options)
-    split = _pop_split(options, spec)
+    transform = transforms.take(options, spec)
     guard = take_guard(options)
     source = SOURCES[name](parsed.path, options, guard)
     if options:
@@ -121,7 +122,7 @@ def open_source(spec: str, **extra: str) -> records.Source:
             f"the source {spec!r} is empty: it holds no document with any text"
             + _left_out(source.counts.items())
         )
-    return source if split is None else split(source)
+    return transform(source, guard.meet if guard.on_fault == "skip" else None)
 
 
 def _left_out(counts: Iterable[tuple[str, int]]) -> str:
@@ -137,35 +138,6 @@ def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
     """
     guard = take_guard(parse(spec).options)
     return ("skip" if guard.on_fault == "skip" else "fail"), guard.max_faults
-
-
-def _pop_split(
-    options: dict[str, str], spec: str
-) -> Callable[[records.Source], records.Source] | None:
-    """Takes the split options away; returns what applies them, or None without any."""
-    given = {key: options.pop(key) for key in splits.OPTIONS if key in options}
-    if not given:
-        return None
-    if given.get("split") not in splits.NAMES:
-        raise ValueError(
-            f"{spec!r} needs split=train, validation or test, not {given.get('split')!r}"
-        )
-    try:
-        seed = int(given.get("split_seed", "0"))
-        validation = float(given.get("validation", splits.FRACTION))
-        test = float(given.get("test", splits.FRACTION))
-    except ValueError as error:
-        raise ValueError(
-            f"{spec!r}: split_seed must be whole, validation and test fractions"
-        ) from error
-    fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
-
-    def apply(source: records.Source) -> records.Source:
-        documents = [source[index] for index in range(len(source))]
-        dealt = splits.split_documents(documents, seed, fractions)
-        return records.ListSource(dealt[given["split"]], source.counts)
-
-    return apply
 
 
 SOURCES: dict[str, Opener] = {

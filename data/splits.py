@@ -19,11 +19,12 @@ held-out words are covered. The text differs between Python versions (44 659 wor
 3.13); each held-out split has 8 - 10% in all of 3.6 - 3.13.
 """
 
+import array
 import collections
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -49,14 +50,36 @@ R = TypeVar("R", bound=HasText)
 def split_documents(
     records: Sequence[R], seed: int, fractions: Mapping[str, float]
 ) -> dict[str, list[R]]:
+    """The records of each split, see `deal`."""
+    dealt = deal((record.text for record in records), seed, fractions)
+    return {name: [records[i] for i in dealt.documents[name].tolist()] for name in NAMES}
+
+
+class Dealt(NamedTuple):
+    """What went where, by split.
+
+    Fields:
+        documents: ascending numbers of the documents.
+        words: how many words they have.
+        covered: how many of these lie in a 13-word run that train has too; of train, all do.
+    """
+
+    documents: dict[str, np.ndarray]
+    words: dict[str, int]
+    covered: dict[str, int]
+
+
+def deal(texts: Iterable[str], seed: int, fractions: Mapping[str, float]) -> Dealt:
     """Deals whole groups of near-duplicates to the splits, by words.
 
     Held-out splits are filled in the order of a seeded hash of the groups, test first; a group that
     would overfill a split by more than a quarter goes on to the next, in the end to train. The
-    dealing depends on the documents' content, not on their order, and each split keeps that order.
+    dealing depends on the documents' content, not on their order.
 
     Args:
-        records: documents; all are held in memory, with 8 bytes per word for the grouping.
+        texts: of the documents; read once and not kept. What is kept is the vocabulary, 32 bytes a
+            document and, while grouping, about 60 bytes a word: for a corpus beyond that, hold out
+            a small source and leave its text out of the large one (data/decontamination.py).
         seed: a different seed is a different split.
         fractions: share of the words for 'train', 'validation' and 'test', summing to 1.
 
@@ -65,36 +88,40 @@ def split_documents(
             get any.
     """
     _check_fractions(fractions)
-    labels = group_labels([record.text for record in records])
+    digests: list[bytes] = []
+    corpus = _read(texts, digests)
+    runs = _ranked_runs(corpus)
     members: dict[int, list[int]] = collections.defaultdict(list)
-    for index, label in enumerate(labels.tolist()):
+    for index, label in enumerate(_group_labels(corpus, runs).tolist()):
         members[label].append(index)
-    words = [len(record.text.split()) for record in records]
-    total = sum(words)
+    total = int(corpus.lengths.sum())
 
     def seeded(group: Sequence[int]) -> bytes:
-        content = min(hashlib.sha256(records[index].text.encode()).digest() for index in group)
+        content = min(digests[index] for index in group)
         return hashlib.sha256(seed.to_bytes(8, "big", signed=True) + content).digest()
 
-    where = dict.fromkeys(range(len(records)), "train")
+    where = np.full(len(digests), NAMES.index("train"), np.int8)
     filled = dict.fromkeys(NAMES, 0)
     for group in sorted(members.values(), key=seeded):
-        size = sum(words[index] for index in group)
+        size = int(corpus.lengths[group].sum())
         for name in ("test", "validation"):
             wanted = fractions[name] * total
             if filled[name] < wanted and filled[name] + size <= _MOST_OVERSHOOT * wanted:
                 filled[name] += size
-                where |= dict.fromkeys(group, name)
+                where[group] = NAMES.index(name)
                 break
-    out = {name: [r for i, r in enumerate(records) if where[i] == name] for name in NAMES}
+    documents = {name: np.flatnonzero(where == i) for i, name in enumerate(NAMES)}
     for name in NAMES:
-        if fractions[name] > 0 and not out[name]:
+        if fractions[name] > 0 and not len(documents[name]):
             raise ValueError(
-                f"nothing to put in {name}: {len(records)} documents form {len(members)} groups "
+                f"nothing to put in {name}: {len(digests)} documents form {len(members)} groups "
                 f"without common {RUN_WORDS}-word runs, too few or too large for "
                 f"{fractions[name]:.1%} of the words; cut them into smaller documents"
             )
-    return out
+    words = {name: int(corpus.lengths[documents[name]].sum()) for name in NAMES}
+    held_out = {name: where == NAMES.index(name) for name in ("validation", "test")}
+    covered = {name: _covered_words(runs, where == 0, asked) for name, asked in held_out.items()}
+    return Dealt(documents, words, {"train": words["train"], **covered})
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
@@ -113,12 +140,60 @@ def group_labels(texts: Sequence[str]) -> np.ndarray:
 
     Exact: runs are compared by rank, not by hash.
     """
-    runs, starts, document_of = _ranked_runs(texts)
-    order = np.lexsort((document_of[starts], runs))
-    runs, owners = runs[order], document_of[starts][order]
-    touching = runs[1:] == runs[:-1]
+    corpus = _read(texts)
+    return _group_labels(corpus, _ranked_runs(corpus))
+
+
+def covered_share(held_out: Sequence[str], train: Sequence[str]) -> float:
+    """Share of the held-out words that lie in a 13-word run which also occurs in train."""
+    corpus = _read([*train, *held_out])
+    in_train = np.arange(len(corpus.lengths)) < len(train)
+    words = int(corpus.lengths[~in_train].sum())
+    covered = _covered_words(_ranked_runs(corpus), in_train, ~in_train)
+    return covered / words if words else 0.0
+
+
+class _Corpus(NamedTuple):
+    """Words as numbers, int32 [words], and how many each document has, int64 [documents]."""
+
+    numbers: np.ndarray
+    lengths: np.ndarray
+
+
+class _Runs(NamedTuple):
+    """All 13-word runs within documents.
+
+    Fields:
+        ranks: [runs]; equal numbers mean equal runs.
+        starts: [runs]; where each begins in the concatenation of all words.
+        document_of: int32 [words]; the document of every word.
+    """
+
+    ranks: np.ndarray
+    starts: np.ndarray
+    document_of: np.ndarray
+
+
+def _read(texts: Iterable[str], digests: list[bytes] | None = None) -> _Corpus:
+    """One pass over the texts; also appends the SHA-256 of each to `digests`."""
+    number_of: dict[str, int] = {}
+    numbers, lengths = array.array("i"), array.array("q")
+    for text in texts:
+        words = text.split()
+        numbers.extend([number_of.setdefault(w, len(number_of)) for w in words])
+        lengths.append(len(words))
+        if digests is not None:
+            digests.append(hashlib.sha256(text.encode()).digest())
+    return _Corpus(np.array(numbers, np.int32), np.array(lengths, np.int64))
+
+
+def _group_labels(corpus: _Corpus, runs: _Runs) -> np.ndarray:
+    owner_of = runs.document_of[runs.starts]
+    order = np.lexsort((owner_of, runs.ranks))
+    ranks, owners = runs.ranks[order], owner_of[order]
+    touching = ranks[1:] == ranks[:-1]
     pairs = set(zip(owners[:-1][touching].tolist(), owners[1:][touching].tolist()))
-    parent = list(range(len(texts)))
+    parent = list(range(len(corpus.lengths)))
 
     def root(node: int) -> int:
         while parent[node] != node:
@@ -126,46 +201,37 @@ def group_labels(texts: Sequence[str]) -> np.ndarray:
             node = parent[node]
         return node
 
-    same_words: dict[tuple[str, ...], int] = {}
-    for document, text in enumerate(texts):
-        # Documents shorter than a run have no run, yet may be equal.
-        if len(text.split(maxsplit=RUN_WORDS)) < RUN_WORDS:
-            pairs.add((same_words.setdefault(tuple(text.split()), document), document))
+    same_words: dict[bytes, int] = {}
+    ends = np.cumsum(corpus.lengths)
+    # Documents shorter than a run have no run, yet may be equal.
+    for document in np.flatnonzero(corpus.lengths < RUN_WORDS).tolist():
+        words = corpus.numbers[ends[document] - corpus.lengths[document] : ends[document]]
+        pairs.add((same_words.setdefault(words.tobytes(), document), document))
     for left, right in pairs:
         parent[root(left)] = root(right)
-    return np.array([root(document) for document in range(len(texts))], np.int64)
+    return np.array([root(document) for document in range(len(parent))], np.int64)
 
 
-def covered_share(held_out: Sequence[str], train: Sequence[str]) -> float:
-    """Share of the held-out words that lie in a 13-word run which also occurs in train."""
-    runs, starts, document_of = _ranked_runs([*train, *held_out])
-    in_train = document_of[starts] < len(train)
-    hit_starts = starts[~in_train & np.isin(runs, runs[in_train])]
+def _covered_words(runs: _Runs, is_train: np.ndarray, is_asked: np.ndarray) -> int:
+    """How many words of the asked documents lie in a run that a train document has too."""
+    owner_of = runs.document_of[runs.starts]
+    shared = np.isin(runs.ranks, runs.ranks[is_train[owner_of]])
+    hit_starts = runs.starts[is_asked[owner_of] & shared]
     # A word is covered if a hit begins at it or at one of the 12 words before; hits never cross
     # documents.
-    depth = np.zeros(len(document_of) + RUN_WORDS + 1, np.int64)
+    depth = np.zeros(len(runs.document_of) + RUN_WORDS + 1, np.int64)
     np.add.at(depth, hit_starts, 1)
     np.add.at(depth, hit_starts + RUN_WORDS, -1)
-    covered = int(np.count_nonzero(np.cumsum(depth)))
-    words = int(np.count_nonzero(document_of >= len(train)))
-    return covered / words if words else 0.0
+    return int(np.count_nonzero(np.cumsum(depth)))
 
 
-def _ranked_runs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All 13-word runs within documents, by prefix doubling: rank pairs of ranks.
-
-    Returns:
-        runs [n]: equal numbers mean equal runs.
-        starts [n]: where each begins in the concatenation of all words.
-        document_of [words]: the document of every word.
-    """
-    number_of: dict[str, int] = {}
-    words = [[number_of.setdefault(w, len(number_of)) for w in text.split()] for text in texts]
-    lengths = np.array([len(document) for document in words], np.int64)
-    document_of = np.repeat(np.arange(len(texts)), lengths)
-    ends = np.repeat(np.cumsum(lengths), lengths)
+def _ranked_runs(corpus: _Corpus) -> _Runs:
+    """By prefix doubling: rank pairs of ranks."""
+    document_of = np.repeat(np.arange(len(corpus.lengths), dtype=np.int32), corpus.lengths)
+    ends = np.repeat(np.cumsum(corpus.lengths), corpus.lengths)
     starts = np.flatnonzero(np.arange(len(ends)) + RUN_WORDS <= ends)
-    ranks = np.fromiter((w for document in words for w in document), np.int64, len(ends))
+    del ends
+    ranks = corpus.numbers.astype(np.int64)
     width = 1
     while width < RUN_WORDS:
         # Runs of `width` at i and at i + step cover one of width + step; steps may overlap.
@@ -173,9 +239,10 @@ def _ranked_runs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarr
         shifted = np.zeros_like(ranks)
         shifted[:-step] = ranks[step:]
         codes = ranks * (ranks.max(initial=0) + 1) + shifted
+        del shifted
         ranks = np.unique(codes, return_inverse=True)[1]
         width += step
-    return ranks[starts], starts, document_of
+    return _Runs(ranks[starts], starts, document_of)
 
 
 def distinct_sections(texts: Iterable[str]) -> list[str]:

@@ -99,7 +99,10 @@ class PretrainConfig:
 class PositionsConfig:
     """Where to think; entropies in nats, see rpt/positions.py.
 
-    `proxy` is a run directory whose frozen model gives the filter entropies; '' is the policy.
+    Attributes:
+      proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
+        entropies; '' is the policy.
+      index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
     """
 
     mode: Literal["entropy", "random"] = "entropy"
@@ -109,8 +112,11 @@ class PositionsConfig:
     random_fraction: float = 0.0
     min_context: int = 8
     proxy: str = ""
+    index: str = ""
 
     def __post_init__(self):
+        if self.proxy and self.index:
+            raise ValueError("give a proxy or an index of what a proxy said, not both")
         if self.cuts_per_document < 1 or self.min_context < 1:
             raise ValueError("cuts_per_document and min_context must be at least 1")
         positions.check_band(self.low_nats, self.high_nats)

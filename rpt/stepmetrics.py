@@ -150,7 +150,15 @@ def samples(
             )
         text = decode(batch.documents[b])
         document_id = int(batch.document_ids_B[b])
-        found.append({"step": step, "document_id": document_id, "text": text, "cuts": cuts})
+        found.append(
+            {
+                "step": step,
+                "document_id": document_id,
+                "start": int(batch.starts_B[b]),
+                "text": text,
+                "cuts": cuts,
+            }
+        )
     return found
 
 

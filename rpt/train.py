@@ -27,6 +27,7 @@ from rpt import (
     checkpoint,
     cli,
     experience,
+    filtering,
     formats,
     ledger,
     loading,
@@ -79,19 +80,12 @@ def _train(
         min_context=config.positions.min_context,
         seed=config.seed,
     )
-    proxy = None
-    if config.positions.proxy:
-        proxy = loading.load_any(config.positions.proxy)
-        if proxy.tokenizer.digest() != tokenizer.digest():
-            raise ValueError(
-                f"the proxy {config.positions.proxy} has another tokenizer than the policy; "
-                "choose a proxy with the same one"
-            )
+    chosen = filtering.open_filter(config.positions, tokenizer)
     optimizer = optimizers.make(settings.optimizer)
     # What cannot work is found before anything is written: documents that are all too short, a
     # template or a budget that allows no branch.
     beginning = stream.get_state()
-    next(stream)
+    filtering.check(chosen, next(stream))
     stream.set_state(beginning)
     _ = task.tables
     if settings.warmup_steps:
@@ -103,7 +97,7 @@ def _train(
     # ---- state: fresh (after the warm-up, if there is one) or restored -------------------------
     params = loading.place(mesh, model, loaded.params)
     opt_state = optimizers.init_state(optimizer, params)
-    book = ledger.Ledger()
+    book = filtering.account(chosen, ledger.Ledger())
     rewardless, seconds_before = 0, 0.0
     notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
@@ -119,6 +113,8 @@ def _train(
         params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
     metrics = log.last
+    if (note := filtering.context_note(chosen, header, config)) is not None:
+        notes.append(note)
     for line in notes:
         log.say(line)
 
@@ -156,12 +152,8 @@ def _train(
 
         # trunk: keys, values and entropies, once
         scores, kv = scoring.score_trunk(model, params, tokens, segments, places)
-        filter_scores = scores
-        if proxy is not None:
-            filter_scores, _ = scoring.score_trunk(
-                proxy.model, proxy.params, tokens, segments, places
-            )
-        entropy_BS = np.asarray(filter_scores.filter_entropy_BS)
+        inputs = (tokens, segments, places)
+        entropy_BS, indexed = filtering.entropies(chosen, batch, scores, inputs)
         clock.lap("trunk")
 
         # experience: cuts -> thoughts -> predictions -> rewards -> advantages
@@ -201,7 +193,9 @@ def _train(
 
         # log: everything that says whether thinking pays and whether the numbers can be trusted
         before = book
-        book = _account(book, task, proxy, (B, S), batch, lived, batches, reference is not None)
+        book = _account(
+            book, task, chosen.proxy, (B, S), batch, lived, batches, reference is not None
+        )
         book = book.add("score", 0, extra_flops)
         metrics = {
             **stepmetrics.of_experience(task, batch, scores, lived),
@@ -212,6 +206,8 @@ def _train(
             **clock.seconds(),
             "training_flops": float(book.training_flops),
         }
+        if indexed is not None:
+            metrics["indexed_documents"] = indexed
         note = (
             f"reward {metrics['reward']:.3f}  no-think {metrics['no_think_accuracy']:.3f}  "
             f"mixed {metrics['groups_mixed']:.2f}"
