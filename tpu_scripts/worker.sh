@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2329 # main calls the functions by name
 # Runs on every worker of a TPU; launch.sh and its kin copy it there and call it over ssh.
 #
 #   worker.sh install CODE              unpack ~/rpt-code-CODE.tar.gz and install what it needs
@@ -134,11 +135,12 @@ write_end() {
 # lost, when the host went down under it; none.
 status() {
   local state="none" code=0 time=0
-  if [[ -f $run/ended ]]; then
+  # Alive first: the end is written before the supervisor is gone.
+  if alive; then
+    state=running
+  elif [[ -f $run/ended ]]; then
     read -r state code time <"$run/ended" || true
     [[ ! -f $run/asked ]] || state=asked
-  elif alive; then
-    state=running
   elif [[ -f $run/command ]]; then
     state=lost
     [[ ! -f $run/asked ]] || state=asked
@@ -173,4 +175,8 @@ main() {
   esac
 }
 
-main "$@" && exit
+# In one piece, which bash reads before it runs it: the file may be written anew meanwhile.
+{
+  main "$@"
+  exit
+}

@@ -96,7 +96,9 @@ class Cloud:
 
     def starts(self, worker: int = 0) -> list[list[str]]:
         """The words with which the program was started there, every time."""
-        files = sorted(self.home.glob(f"start_{worker}_*"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(
+            self.home.glob(f"start_{worker}_*"), key=lambda path: path.stat().st_mtime_ns
+        )
         return [path.read_text().split("\0")[:-1] for path in files]
 
     def pauses(self) -> list[int]:

@@ -83,7 +83,7 @@ workers=$(<"$STANDIN/worker_count")
 
 case $3/$4 in
   queued-resources/*) what=queue kind="queue $4" ;;
-  tpu-vm/ssh) what=node kind=$(flag command) && kind=${kind#*worker.sh } && kind="ssh ${kind%% *}" ;;
+  tpu-vm/ssh) what=node kind=$(flag command) && kind=${kind##*worker.sh } && kind="ssh ${kind%% *}" ;;
   *) what=node kind=$4 ;;
 esac
 

@@ -1,6 +1,7 @@
 """launch.sh against a stand-in for gcloud whose workers are folders and really run worker.sh."""
 
 import shlex
+import shutil
 
 import pytest
 
@@ -15,13 +16,16 @@ echo began
 sleep 100 & wait
 """
 # As above the first time, and goes on from the checkpoint the second time.
-RESUMES = """
+RESUMES = (
+    """
 if [[ -e "$STANDIN/checkpoint_$WORKER" ]]; then
   echo "resumed from $(cat "$STANDIN/checkpoint_$WORKER")"
   exit 0
 fi
 echo 10 >"$STANDIN/checkpoint_$WORKER"
-""" + UNTIL_STOPPED
+"""
+    + UNTIL_STOPPED
+)
 START = ["-m", "rpt.train", "--workdir=gs://bucket/run"]
 
 
@@ -37,7 +41,9 @@ def test_a_run_from_nothing_to_its_end(cloud):
     done = cloud.launch("--spot", "--", "--config=configs/mini.py")
     assert done.stdout == "step 1\nstep 2\n"
     assert "finished; the run is in gs://bucket/run" in done.stderr
-    assert "cost money; to end that: tpu_scripts/stop.sh --name=rpt --zone=us-east5-b" in done.stderr
+    assert (
+        "cost money; to end that: tpu_scripts/stop.sh --name=rpt --zone=us-east5-b" in done.stderr
+    )
     first = ["describe", "create", "describe", "scp", "install", "start", "status", "log"]
     assert cloud.kinds()[: len(first)] == first
     create = cloud.calls()[1]
@@ -139,7 +145,9 @@ def test_no_capacity_then_a_tpu(cloud):
 
 def test_no_capacity_at_all(cloud):
     cloud.rule("create", fail=1, message=CAPACITY)
-    done = cloud.launch("--max-creates=4", "--backoff-seconds=7", "--backoff-max-seconds=20", status=4)
+    done = cloud.launch(
+        "--max-creates=4", "--backoff-seconds=7", "--backoff-max-seconds=20", status=4
+    )
     assert cloud.pauses() == [7, 14, 20]
     assert "no TPU after 4 tries" in only_line(done)
 
@@ -334,9 +342,8 @@ def test_deleted_by_someone_is_not_made_again(cloud):
 def test_stopped_by_someone_is_not_started_again(cloud):
     cloud.program(UNTIL_STOPPED)
     (cloud.home / "on_pause").write_text(
-        f"rm {cloud.home}/on_pause\nfor i in 0 1; do HOME={cloud.home}/workers/$i "
-        f"PATH={cloud.home}/worker_bin:$PATH WORKER=$i bash {cloud.home}/workers/$i/worker.sh stop 9\n"
-        "done"
+        "cd $STANDIN && rm on_pause && PATH=$STANDIN/worker_bin:$PATH\n"
+        "for i in 0 1; do HOME=$STANDIN/workers/$i WORKER=$i bash workers/$i/worker.sh stop 9; done"
     )
     assert "stopped by" in only_line(cloud.launch(status=5))
     assert len(cloud.starts(0)) == 1
@@ -344,8 +351,9 @@ def test_stopped_by_someone_is_not_started_again(cloud):
 
 def test_stop_during_the_wait_for_a_tpu(cloud):
     cloud.rule("create", fail=1, message=CAPACITY)
+    stop = cloud.checkout / "tpu_scripts/stop.sh"
     (cloud.home / "on_pause").write_text(
-        f'rm {cloud.home}/on_pause\n"{cloud.checkout}/tpu_scripts/stop.sh" --name=rpt --zone=us-east5-b'
+        f'rm $STANDIN/on_pause; "{stop}" --name=rpt --zone=us-east5-b'
     )
     assert "stop.sh was called" in only_line(cloud.launch(status=5))
     assert cloud.kinds().count("create") == 1
@@ -355,7 +363,9 @@ def test_stop_during_the_wait_for_a_tpu(cloud):
 
 
 def test_ctrl_c_leaves_the_run_on_and_the_same_command_watches_it_again(cloud):
-    cloud.program('echo began; until [[ -e "$STANDIN/end" ]]; do command sleep 0.02; done; echo end')
+    cloud.program(
+        'echo began; until [[ -e "$STANDIN/end" ]]; do command sleep 0.02; done; echo end'
+    )
     (cloud.home / "interrupt").write_text("")
     done = cloud.launch("--delete", status=130)
     assert "the run goes on" in done.stderr
@@ -393,7 +403,7 @@ def test_the_installation_is_done_once(cloud):
 
 
 def test_the_code_that_is_run_is_the_code_that_is_here(cloud):
-    cloud.program('ls; cat rpt/train.py')
+    cloud.program("ls; cat rpt/train.py")
     (cloud.checkout / "rpt/train.py").write_text("first")
     (cloud.checkout / "configs/my config.py").write_text("")
     (cloud.checkout / "runs").mkdir()
@@ -483,12 +493,6 @@ def test_without_gcloud(cloud):
     tools = cloud.home / "tools"
     tools.mkdir()
     for name in ("bash", "env", "dirname", "sed", "tr", "git"):
-        (tools / name).symlink_to(next(p for p in ("/bin", "/usr/bin") if has(p, name)) + f"/{name}")
+        (tools / name).symlink_to(str(shutil.which(name)))
     cloud.environment["PATH"] = str(tools)
     assert "gcloud is not on the PATH" in only_line(cloud.launch(status=1))
-
-
-def has(folder: str, name: str) -> bool:
-    import pathlib
-
-    return (pathlib.Path(folder) / name).exists()
