@@ -53,14 +53,21 @@ class Cloud:
         """Runs a script, which must end with this status."""
         (self.home / "worker_count").write_text(str(self.workers))
         (self.home / "rules").write_text("".join(self.rules))
-        done = subprocess.run(
-            [self.checkout / "tpu_scripts" / script, *flags],
+        command = [str(self.checkout / "tpu_scripts" / script), *flags]
+        process = subprocess.Popen(
+            command,
             env={**os.environ, **self.environment},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            out, error = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        done = subprocess.CompletedProcess(command, process.returncode, out, error)
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
