@@ -12,4 +12,4 @@ def test_the_readme_code_runs():
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["batch"].loss_mask_BS.any()
-    assert names["state"]["position"] > 0
+    assert names["state"]["counts"]["windows"][0] > 0

@@ -1,0 +1,188 @@
+"""One measurement of the data pipeline in a process without jax; see benchmarks/data.py.
+
+Prints one line of JSON. Documents are counted in tokens of the bytes tokenizer, so bytes of text:
+what is measured is the pipeline and not a vocabulary.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from data import documents, pipeline, sources, tokenizers
+
+_ROWS, _ROW_TOKENS = 16, 1024
+
+
+def plain(path: str) -> Iterator[int]:
+    """Every line of a JSONL file, parsed: what reading costs without any pipeline."""
+    with open(path, "rb") as file:
+        for line in file:
+            yield len(json.loads(line)["text"].encode())
+
+
+def in_order(spec: str) -> Iterator[int]:
+    source = sources.open_source(spec)
+    for index in range(len(source)):
+        yield len(source[index].text.encode())
+
+
+def shuffled(spec: str) -> Iterator[int]:
+    source = sources.open_source(spec)
+    order = documents.Order(len(source), seed=0)
+    for ordinal in range(len(source)):
+        yield len(source[order[ordinal]].text.encode())
+
+
+def stream_of(kind: str, spec: str, epochs: int | None) -> pipeline.Stream[Any]:
+    mixture = [pipeline.Mix(sources.open_source(spec), 1.0, "corpus")]
+    tokenizer = tokenizers.load("bytes")
+    if kind == "packed":
+        return pipeline.packed_batches(
+            mixture, tokenizer, batch_size=_ROWS, seq_len=_ROW_TOKENS, seed=0, epochs=epochs
+        )
+    return pipeline.trunk_batches(
+        mixture,
+        tokenizer,
+        batch_size=_ROWS,
+        seq_len=_ROW_TOKENS,
+        header_ids=np.zeros(1, np.int32),
+        min_context=8,
+        seed=0,
+        epochs=epochs,
+    )
+
+
+def packed(spec: str) -> Iterator[int]:
+    for batch in stream_of("packed", spec, 1):
+        yield int((batch.segments_BS > 0).sum())
+
+
+def trunks(spec: str) -> Iterator[int]:
+    for batch in stream_of("trunks", spec, 1):
+        yield int(batch.lengths_B.sum())
+
+
+def bare_grain(pattern: str) -> Iterator[int]:
+    """grain alone: an ArrayRecord source, its shuffle, a map to ids, and its own packing."""
+    files = sorted(str(path) for path in _glob(pattern))
+    reader = grain.sources.ArrayRecordDataSource(files)
+    dataset = (
+        grain.MapDataset.source(reader)
+        .seed(0)
+        .shuffle()
+        .map(
+            lambda raw: {"tokens": np.frombuffer(raw[9:], np.uint8).astype(np.int32)[:_ROW_TOKENS]}
+        )
+        .to_iter_dataset()
+    )
+    rows = grain.experimental.FirstFitPackIterDataset(
+        dataset, length_struct={"tokens": _ROW_TOKENS}, num_packing_bins=_ROWS
+    )
+    for row in rows:
+        yield int((row["tokens_segment_ids"] > 0).sum())
+
+
+def bare_seqio(pattern: str) -> Iterator[int]:
+    """seqio alone: lines of text through its byte vocabulary, shuffled, not packed."""
+    seqio = importlib.import_module("seqio")
+    tensorflow = importlib.import_module("tensorflow")
+
+    def to_text(dataset):
+        return dataset.map(lambda line: {"targets": line}, tensorflow.data.AUTOTUNE)
+
+    seqio.TaskRegistry.add(
+        "lines",
+        source=seqio.TextLineDataSource({"train": pattern}),
+        preprocessors=[to_text, seqio.preprocessors.tokenize],
+        output_features={"targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)},
+    )
+    dataset = seqio.get_mixture_or_task("lines").get_dataset(
+        sequence_length=None, split="train", shuffle=True, seed=0
+    )
+    for example in dataset.as_numpy_iterator():
+        yield len(example["targets"])
+
+
+def _glob(pattern: str):
+    import pathlib
+
+    path = pathlib.Path(pattern)
+    return path.parent.glob(path.name)
+
+
+def resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def measure(stage: str, path: str, seconds: float) -> dict[str, Any]:
+    """Reads until the end or for so long; memory after the first tenth and at the end."""
+    began = time.perf_counter()
+    items = STAGES[stage](path)
+    tokens = next(items)
+    opened = time.perf_counter() - began
+    began, early, reached = time.perf_counter(), resident_mb(), "the end"
+    for count, more in enumerate(items):
+        tokens += more
+        if count % 64 == 0:
+            passed = time.perf_counter() - began
+            if passed < seconds / 10:
+                early = resident_mb()
+            if passed > seconds:
+                reached = "the time limit"
+                break
+    passed = time.perf_counter() - began
+    return {
+        "open_s": opened,
+        "tokens": tokens,
+        "tokens/s": tokens / passed,
+        "resident_early_MB": early,
+        "resident_late_MB": resident_mb(),
+        "until": reached,
+    }
+
+
+def resume(spec: str, share: float) -> dict[str, Any]:
+    """Seconds until a stream stands at a share of its source and has its next batch."""
+    began = time.perf_counter()
+    stream = stream_of("packed", spec, None)
+    opened = time.perf_counter() - began
+    state = json.loads(json.dumps(stream.get_state()))
+    state["shares"][0]["next"] = int(share * state["identity"]["elements"][0])
+    began = time.perf_counter()
+    stream.set_state(state)
+    next(stream)
+    return {"open_s": opened, "to_next_batch_s": time.perf_counter() - began}
+
+
+STAGES = {
+    "plain": plain,
+    "in_order": in_order,
+    "shuffled": shuffled,
+    "packed": packed,
+    "trunks": trunks,
+    "bare_grain": bare_grain,
+    "bare_seqio": bare_seqio,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage", choices=[*STAGES, "resume"])
+    parser.add_argument("path")
+    parser.add_argument("amount", type=float, help="most seconds; of resume, the share")
+    given = parser.parse_args()
+    run = resume if given.stage == "resume" else None
+    found = run(given.path, given.amount) if run else measure(given.stage, given.path, given.amount)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
