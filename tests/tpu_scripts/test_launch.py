@@ -108,18 +108,6 @@ def test_a_tpu_that_is_there_is_used(cloud):
     assert "create" not in cloud.kinds()
 
 
-def test_a_stopped_tpu_is_started(cloud):
-    cloud.set_state("node", "STOPPED")
-    cloud.launch()
-    assert cloud.kinds()[:3] == ["describe", "start", "describe"]
-
-
-def test_deletes_at_the_end_if_asked(cloud):
-    done = cloud.launch("--delete")
-    assert cloud.state() is None
-    assert "cost money" not in done.stderr
-
-
 def test_secrets_are_in_a_file_and_nowhere_else(cloud, tmp_path):
     secret = tmp_path / "secrets"
     secret.write_text("HF_TOKEN='s3cret word'\n")
@@ -385,11 +373,6 @@ def test_another_run_is_not_disturbed(cloud):
     assert "another program runs on rpt" in message
     assert "--config.seed=1" in message
     assert len(cloud.starts(0)) == 1
-
-
-def test_any_module(cloud):
-    cloud.launch("--module=rpt.fetch", "--", "smollm2")
-    assert cloud.starts(1) == [["-m", "rpt.fetch", "smollm2"]]
 
 
 def test_the_installation_is_done_once(cloud):
