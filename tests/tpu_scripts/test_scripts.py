@@ -29,7 +29,7 @@ def printed(done) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line[0] != "#"]
 
 
-# ---- launch.sh, what else it can ------------------------------------------------------------------
+# ---- launch.sh, what else it can ----------------------------------------------------------------
 
 
 def test_any_module(cloud):
