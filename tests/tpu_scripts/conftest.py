@@ -63,7 +63,7 @@ class Cloud:
             start_new_session=True,
         )
         try:
-            out, error = process.communicate(timeout=60)
+            out, error = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -29,6 +29,26 @@ def printed(done) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line[0] != "#"]
 
 
+# ---- launch.sh, what else it can ----------------------------------------------------------------
+
+
+def test_any_module(cloud):
+    cloud.launch("--module=rpt.fetch", "--", "smollm2")
+    assert cloud.starts(1) == [["-m", "rpt.fetch", "smollm2"]]
+
+
+def test_a_stopped_tpu_is_started(cloud):
+    cloud.set_state("node", "STOPPED")
+    cloud.launch()
+    assert cloud.kinds()[:3] == ["describe", "start", "describe"]
+
+
+def test_deletes_at_the_end_if_asked(cloud):
+    done = cloud.launch("--delete")
+    assert cloud.state() is None
+    assert "cost money" not in done.stderr
+
+
 # ---- stop.sh -------------------------------------------------------------------------------------
 
 
