@@ -12,8 +12,8 @@ A corpus of English-like documents of about 2 KB is generated as JSONL, prepared
     in_order, shuffled      documents of a source
     packed, trunks          batches of 16 rows of 1,024 tokens, in the order of a run
 
-Tokens are bytes of text (the bytes tokenizer), so that no vocabulary is measured. `early` and `late`
-are resident memory after a tenth of the time and at the end.
+Tokens are bytes of text (the bytes tokenizer), so that no vocabulary is measured. `early` and
+`late` are resident memory after a tenth of the time and at the end.
 """
 
 import importlib.util

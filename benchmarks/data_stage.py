@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import os
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -77,9 +78,7 @@ def bare_grain(pattern: str) -> Iterator[int]:
         grain.MapDataset.source(reader)
         .seed(0)
         .shuffle()
-        .map(
-            lambda raw: {"tokens": np.frombuffer(raw[9:], np.uint8).astype(np.int32)[:_ROW_TOKENS]}
-        )
+        .map(lambda raw: {"tokens": np.frombuffer(raw[9:], np.uint8)[:_ROW_TOKENS]})
         .to_iter_dataset()
     )
     rows = grain.experimental.FirstFitPackIterDataset(
@@ -110,9 +109,7 @@ def bare_seqio(pattern: str) -> Iterator[int]:
         yield len(example["targets"])
 
 
-def _glob(pattern: str):
-    import pathlib
-
+def _glob(pattern: str) -> Iterator[pathlib.Path]:
     path = pathlib.Path(pattern)
     return path.parent.glob(path.name)
 
@@ -179,9 +176,10 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("amount", type=float, help="most seconds; of resume, the share")
     given = parser.parse_args()
-    run = resume if given.stage == "resume" else None
-    found = run(given.path, given.amount) if run else measure(given.stage, given.path, given.amount)
-    print(json.dumps(found))
+    if given.stage == "resume":
+        print(json.dumps(resume(given.path, given.amount)))
+    else:
+        print(json.dumps(measure(given.stage, given.path, given.amount)))
 
 
 if __name__ == "__main__":

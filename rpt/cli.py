@@ -1,4 +1,4 @@
-"""What all commands share: one line per user error, and signals that end a run gently."""
+"""What all commands share: one-line user errors, gentle signals, programs compiled only once."""
 
 import re
 import signal
@@ -6,8 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from data import cache
 
 # OSError: a file or folder that is missing, of the wrong kind, not permitted, or a full disk.
 USER_ERRORS = (ValueError, OSError)
@@ -33,7 +36,18 @@ def run(main: Callable[[list[str]], Any]) -> None:
     """Runs `main` under absl, with flags read and a config file checked."""
     # jax reports at INFO which backends are not there.
     logging.set_verbosity(logging.WARNING)
+    _keep_programs()
     report(lambda: app.run(main, flags_parser=_parse))
+
+
+def _keep_programs() -> None:
+    """What XLA takes more than a second to compile is kept in the cache folder for later runs.
+
+    Unless the user has chosen: JAX_COMPILATION_CACHE_DIR names another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. The folder may be deleted at any time.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "programs"))
 
 
 class Stopped(Exception):

@@ -5,6 +5,7 @@ quicker than by default). Set XLA_FLAGS, to nothing if need be, to test under ot
 """
 
 import os
+import tempfile
 
 # Before jax is imported, which reads it; the processes that tests start inherit it.
 os.environ.setdefault(
@@ -12,6 +13,10 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false",
 )
+
+# The commands that tests start run the same programs; outside of the tests nothing is kept.
+_PROGRAMS = tempfile.TemporaryDirectory()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
 
 # Some tests compile for TPUs that are not there; none may look for one. Set it to test on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
