@@ -10,7 +10,12 @@ PROGRAM = """
 import jax
 from rpt import cli
 
-cli.run(lambda argv: jax.jit(lambda x: x * 2)(1.0).block_until_ready())
+
+def main(argv):
+    jax.jit(lambda x: x * 2)(1.0).block_until_ready()
+
+
+cli.run(main)
 """
 
 
