@@ -1,5 +1,6 @@
 """What all commands share: one-line user errors, gentle signals, programs compiled only once."""
 
+import os
 import re
 import signal
 import sys
@@ -46,7 +47,7 @@ def _keep_programs() -> None:
     Unless the user has chosen: JAX_COMPILATION_CACHE_DIR names another folder,
     JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. The folder may be deleted at any time.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "programs"))
 
 
