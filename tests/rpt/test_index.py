@@ -246,6 +246,7 @@ def test_training_by_index_is_training_by_proxy(proxy, stories, tmp_path):
     # The whole index instead of a pass of the proxy in each step; the policy's own are the same.
     tokens, flops = difficulty.Index(stories, TOKENIZER.digest()).cost
     model = config.from_config_dict(tiny_experiment.get_config()).model
+    assert flops >= tokens * ledger.trunk_flops(model, 1, 1, passes=1) > 0
     passes = 2 * ledger.trunk_flops(model, 2, SEQ_LEN, passes=1)
     assert online["ledger"]["flops"]["score"] == 2 * passes
     assert indexed["ledger"]["flops"]["score"] == passes + flops
