@@ -261,7 +261,7 @@ def runs_by_hand(text, length):
     return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(strategies.randoms(use_true_random=False))
 def test_contamination_is_a_shared_run(rng):
     words = ["a", "b"]
