@@ -6,12 +6,15 @@ letters, digits and underscores, and every ideograph or kana is a word.
 
 Sketches only propose pairs (MinHash, Broder 1997; banding, Leskovec, Rajaraman and Ullman, Mining
 of Massive Datasets, chapter 3): a proposed pair is read again and compared exactly, so no document
-is dropped that is not near to one that stays. The bands are chosen so that a pair at the threshold
-is proposed with a probability of at least 99.9%.
+is dropped that is not near to one that stays. A pair at the threshold is proposed with a
+probability of at least 99.9%: it shares a band (bands are chosen for that), and its similarity as
+estimated from one byte per permutation (Li and Koenig, arXiv 0910.3349) is not 4 standard
+deviations below the threshold. The estimate spares the reading of texts that share a template and
+little else.
 
 Memory per document: 8 bytes for equal texts; for near ones 16 per band (25 bands at the default
-threshold, so 400 bytes), whatever the documents' length. The shingles of 512 documents are kept
-while comparing.
+threshold) and 128; measured 600 bytes, whatever the documents' length. The shingles of 512 are
+kept while comparing.
 
 The sketches come from `rensa` (Rust): 20 microseconds for 1000 shingles on one core, where the same
 in datasketch 2.0 takes 2.5 milliseconds. Its full-set digest does not depend on the machine.
@@ -20,6 +23,7 @@ in datasketch 2.0 takes 2.5 milliseconds. Its full-set digest does not depend on
 import functools
 import hashlib
 import importlib
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -30,7 +34,8 @@ import numpy as np
 THRESHOLD = 0.8
 SHINGLE_WORDS = 5
 _PERMUTATIONS = 128
-_RECALL = 0.999
+# Of the bands alone; the estimate then loses less than 1 pair in 10 000.
+_RECALL = 0.9992
 _SEED = 1
 _COMPARED = 512
 
@@ -93,11 +98,13 @@ class Sketches:
         count, self._rows = bands(threshold)
         self._rensa = _import_rensa()
         self._hash = np.zeros((count, documents), np.uint64)
+        self._bytes = np.zeros((documents, _PERMUTATIONS), np.uint8)
 
     def add(self, document: int, text: str) -> None:
         sketch = self._rensa.RMinHash(num_perm=_PERMUTATIONS, seed=_SEED)
         sketch.update(list(shingles(text)))
         digest = np.array(sketch.digest(), "<u4")
+        self._bytes[document] = digest & 255
         count = len(self._hash)
         for band, part in enumerate(digest[: count * self._rows].reshape(count, self._rows)):
             raw = hashlib.blake2b(part.tobytes(), digest_size=8).digest()
@@ -130,11 +137,17 @@ class Sketches:
                 while earlier >= 0:
                     candidates.add(int(earlier))
                     earlier = chain[earlier]
-            own = known(int(place)) if candidates else frozenset()
-            dropped[place] = any(
-                jaccard(own, known(earlier)) >= self._threshold for earlier in sorted(candidates)
-            )
+            alike = self._alike(documents, int(place), sorted(candidates))
+            own = known(int(place)) if len(alike) else frozenset()
+            dropped[place] = any(jaccard(own, known(e)) >= self._threshold for e in alike.tolist())
         return dropped
+
+    def _alike(self, documents: np.ndarray, place: int, earlier: list[int]) -> np.ndarray:
+        """Those of the earlier places that may be near, by the share of equal bytes."""
+        places = np.array(earlier, np.int64)
+        equal = self._bytes[documents[places]] == self._bytes[documents[place]]
+        deviation = math.sqrt(self._threshold * (1 - self._threshold) / _PERMUTATIONS)
+        return places[equal.mean(axis=1) >= self._threshold - 4 * deviation]
 
 
 def _previous(hashes: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def deal(texts: Iterable[str], seed: int, fractions: Mapping[str, float]) -> Dea
 
     Args:
         texts: of the documents; read once and not kept. What is kept is the vocabulary, 32 bytes a
-            document and, while grouping, about 60 bytes a word: for a corpus beyond that, hold out
+            document and, while grouping, about 80 bytes a word: for a corpus beyond that, hold out
             a small source and leave its text out of the large one (data/decontamination.py).
         seed: a different seed is a different split.
         fractions: share of the words for 'train', 'validation' and 'test', summing to 1.

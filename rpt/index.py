@@ -26,8 +26,8 @@ from rpt import checkpoint, cli, formats, ledger, loading, scoring, sharding
 
 # Windows are scored by length, so many batches at once: short documents then share short rows.
 _GROUP_BATCHES = 16
-# Row lengths are multiples of seq_len / 8, so that few programs are compiled.
-_ROW_LENGTHS = 8
+# Row lengths are multiples of seq_len / 4, so that few programs are compiled.
+_ROW_LENGTHS = 4
 
 
 class Document(NamedTuple):

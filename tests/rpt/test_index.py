@@ -165,7 +165,7 @@ def digests(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("documents", [1, 3, 7])
+@pytest.mark.parametrize("documents", [1, 6])
 def test_stopped_and_continued_it_has_the_same_bytes(spec, proxy, built, tmp_path, documents):
     out = tmp_path / "index"
     with pytest.raises(cli.Stopped, match=f"at document {documents}"):
@@ -246,6 +246,7 @@ def test_training_by_index_is_training_by_proxy(proxy, stories, tmp_path):
     # The whole index instead of a pass of the proxy in each step; the policy's own are the same.
     tokens, flops = difficulty.Index(stories, TOKENIZER.digest()).cost
     model = config.from_config_dict(tiny_experiment.get_config()).model
+    assert flops >= tokens * ledger.trunk_flops(model, 1, 1, passes=1) > 0
     passes = 2 * ledger.trunk_flops(model, 2, SEQ_LEN, passes=1)
     assert online["ledger"]["flops"]["score"] == 2 * passes
     assert indexed["ledger"]["flops"]["score"] == passes + flops
