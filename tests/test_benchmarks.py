@@ -1,11 +1,13 @@
 """What the benchmarks compare does the same work."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
-from benchmarks import cases, step, workloads
+from benchmarks import cases, data, data_stage, step, workloads
 from rpt.model import config as model_config
 
 MODEL = model_config.ModelConfig(
@@ -87,3 +89,20 @@ def test_from_its_third_time_a_step_compiles_nothing(params):
     jax.jit(lambda x: x + 1)(np.float32(1))
     assert compiled
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    data.generate(folder, 1)
+    return folder / "corpus.jsonl"
+
+
+@pytest.mark.parametrize("stage", ["in_order", "shuffled", "packed", "trunks"])
+def test_every_stage_of_the_data_benchmark_reads_the_whole_corpus(stage, corpus):
+    texts = [json.loads(line)["text"] for line in corpus.open()]
+    found = data_stage.measure(stage, f"jsonl:{corpus}", 1000)
+    ends = {"packed": 2, "trunks": 1}.get(stage, 0)  # bos and eos, or bos in every window
+    assert found["until"] == "the end"
+    assert found["tokens"] >= sum(map(len, texts)) + ends * len(texts)
+    assert found["tokens"] <= 1.05 * sum(map(len, texts))
