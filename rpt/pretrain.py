@@ -21,6 +21,7 @@ from data import pipeline, tokenizers
 from rpt import (
     checkpoint,
     cli,
+    files,
     gate,
     ledger,
     loading,
@@ -84,13 +85,13 @@ def _pretrain(
     notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
-    if store.latest() is not None:
-        restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    if restored is not None:
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
         seconds_before = restored.host["wall_seconds"]
         gated = _GateState(**restored.host["gate"])
-        notes = streams.set_state(restored.host["streams"])
+        notes = damaged + streams.set_state(restored.host["streams"])
     rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
     total_steps = _total_steps(settings, gated)
     log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
@@ -117,6 +118,7 @@ def _pretrain(
 
     # ---- the loop ------------------------------------------------------------------------------
     while not finished() and not (stop is not None and stop.received):
+        store.check()
         batch = sharding.shard_rows(mesh, streams.next(step))
         nll, grads = update.ntp_gradients(model, params, batch)
         factor = optimizers.factor(settings.optimizer, step, decay_start())
@@ -272,7 +274,7 @@ def main(argv: list[str]) -> None:
     init = pathlib.Path(_INIT.value) if _INIT.value else None
     summary = pretrain(
         config,
-        pathlib.Path(_WORKDIR.value),
+        files.folder(_WORKDIR.value),
         init=init,
         overrides=cli.overrides(),
         stop=cli.StopSignal(),

@@ -27,6 +27,7 @@ import tensorboardX
 
 from data import tokenizers
 from rpt import config as config_lib
+from rpt import files
 from rpt.model import config as model_config
 
 # What a start leaves behind that was killed before its config was complete.
@@ -66,7 +67,7 @@ def _keep_template(given: pathlib.Path, kept: pathlib.Path) -> None:
             f"{given} was edited after this run began with what is in {kept}; "
             "restore it, or choose another --workdir"
         )
-    kept.write_bytes(text)
+    files.write(kept, text)
 
 
 def claim(
@@ -124,9 +125,7 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _json(value: Any) -> Any:
@@ -189,7 +188,7 @@ class Log:
         _forget_after(workdir / "samples.jsonl", start)
         self.last: dict[str, float] = json.loads(kept[-1]) if kept else {}
         self.last.pop("step", None)
-        self._file = path.open("a")
+        self._file = files.Appender(path)
         # TensorBoard forgets from the purged step on, so the next one to be written.
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._began, self._start = time.monotonic(), start
@@ -212,8 +211,7 @@ class Log:
     def write(self, step: int, metrics: dict[str, float], note: str) -> None:
         """Records the metrics after step number `step` (from 1) and moves the progress on."""
         if step % self._every == 0 or step == self._total:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._file.flush()
+            self._file.write(json.dumps({"step": step, **metrics}))
             self.last = metrics
             for key, value in metrics.items():
                 self._board.add_scalar(key, value, step)
@@ -257,7 +255,5 @@ def _forget_after(path: pathlib.Path, start: int) -> list[str]:
             continue  # the half line of a killed run
         if entry["step"] <= start:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    files.write(path, "".join(kept).encode())
     return kept

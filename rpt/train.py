@@ -27,6 +27,7 @@ from rpt import (
     checkpoint,
     cli,
     experience,
+    files,
     filtering,
     formats,
     ledger,
@@ -102,13 +103,13 @@ def _train(
     notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
-    if store.latest() is not None:
-        restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    if restored is not None:
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
         rewardless = restored.host["rewardless_steps"]
         seconds_before = restored.host["wall_seconds"]
-        notes = loading.restore_stream(stream, restored.host["stream"])
+        notes = damaged + loading.restore_stream(stream, restored.host["stream"])
     elif settings.warmup_steps:
         params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
@@ -140,6 +141,7 @@ def _train(
 
     # ---- the loop ------------------------------------------------------------------------------
     while step < settings.steps and not (stop is not None and stop.received):
+        store.check()
         clock = stepmetrics.Clock()
 
         # batch: documents, one per trunk row
@@ -321,7 +323,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.from_config_dict(_CONFIG.value)
     summary = train(
         config,
-        pathlib.Path(_WORKDIR.value),
+        files.folder(_WORKDIR.value),
         overrides=cli.overrides(),
         stop=cli.StopSignal(),
     )
