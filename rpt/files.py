@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import time
-from typing import cast
+from typing import IO, cast
 
 from etils import epath
 
@@ -55,17 +55,15 @@ class Appender:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._file = None
-        self._content: list[str] = []
+        self._file: IO[str] | None = None
+        self._remote = is_remote(path)
+        self._content = [path.read_text()] if self._remote and path.is_file() else []
         self._last_upload = time.monotonic()
-        if not is_remote(path):
-            self._file = path.open("a")
-        elif path.is_file():
-            self._content = [path.read_text()]
 
     def write(self, line: str) -> None:
-        """One line, on disk when this returns."""
-        if self._file is not None:
+        """One line; what a disk has when this returns, and a bucket within a minute."""
+        if not self._remote:
+            self._file = self._file or self._path.open("a")
             self._file.write(line + "\n")
             self._file.flush()
             return
@@ -75,7 +73,7 @@ class Appender:
 
     def flush(self) -> None:
         """Until everything written is where the next start finds it."""
-        if self._file is None:
+        if self._content:
             self._path.write_text("".join(self._content))
             self._last_upload = time.monotonic()
 

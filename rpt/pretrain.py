@@ -147,6 +147,7 @@ def _pretrain(
         if checkpoint.crosses_scaling_point(before, book, per_decade):
             store.save_scaling(step, params)
         if step % config.logging.checkpoint_every_steps == 0:
+            log.flush()
             store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
 
     # ---- the end -------------------------------------------------------------------------------

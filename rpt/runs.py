@@ -11,12 +11,14 @@ checkpoints/   the last, complete        scaling/       parameters at log-spaced
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -53,10 +55,19 @@ def open_run(
     """
     changes = claim(workdir, config, command, init)
     write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
-    tokenizer.save(workdir / "tokenizer")
+    _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
     _append_start(workdir / "run.json", overrides, changes, tokenizer)
+
+
+def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
+    """Each file whole, also in a bucket, which a tokenizer does not write to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save(pathlib.Path(made))
+        for path in sorted(pathlib.Path(made).iterdir()):
+            files.write(folder / path.name, path.read_bytes())
 
 
 def _keep_template(given: pathlib.Path, kept: pathlib.Path) -> None:
@@ -189,8 +200,12 @@ class Log:
         self.last: dict[str, float] = json.loads(kept[-1]) if kept else {}
         self.last.pop("step", None)
         self._file = files.Appender(path)
+        self._samples = files.Appender(workdir / "samples.jsonl")
         # TensorBoard forgets from the purged step on, so the next one to be written.
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._board = None
+        if not files.is_remote(workdir) or _can_write_events():
+            board = str(workdir / "tensorboard")
+            self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1)
         self._began, self._start = time.monotonic(), start
         self._last_line = 0.0
         console = rich.console.Console()
@@ -213,7 +228,7 @@ class Log:
         if step % self._every == 0 or step == self._total:
             self._file.write(json.dumps({"step": step, **metrics}))
             self.last = metrics
-            for key, value in metrics.items():
+            for key, value in metrics.items() if self._board is not None else ():
                 self._board.add_scalar(key, value, step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
@@ -222,6 +237,16 @@ class Log:
             rate = (time.monotonic() - self._began) / max(step - self._start, 1)
             left = rate * max(self._total - step, 0)
             print(f"{self._name} {step}/{self._total}  {note}  {left:.0f} s left", flush=True)
+
+    def sample(self, samples: list[dict[str, Any]]) -> None:
+        """Documents and thoughts, into samples.jsonl."""
+        for sample in samples:
+            self._samples.write(json.dumps(sample))
+
+    def flush(self) -> None:
+        """Until all lines are where a start finds them; before a checkpoint of their steps."""
+        self._file.flush()
+        self._samples.flush()
 
     def expect(self, total: int) -> None:
         """The number of steps has turned out to be another one."""
@@ -240,7 +265,17 @@ class Log:
         if self._bar is not None:
             self._bar.stop()
         self._file.close()
-        self._board.close()
+        self._samples.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _can_write_events() -> bool:
+    """tensorboardX writes to a bucket through this library only."""
+    try:
+        return importlib.util.find_spec("google.cloud.storage") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _forget_after(path: pathlib.Path, start: int) -> list[str]:

@@ -12,7 +12,6 @@ One iteration, top to bottom:
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -219,13 +218,14 @@ def _train(
         if rewardless and rewardless % 20 == 0:
             log.say(stepmetrics.diagnosis(task, lived, rewardless))
         if (step - 1) % config.logging.samples_every_steps == 0:
-            _append_samples(workdir, stepmetrics.samples(task, batch, lived, step))
+            log.sample(stepmetrics.samples(task, batch, lived, step))
 
         # save
         per_decade = config.logging.scaling_checkpoints_per_decade
         if checkpoint.crosses_scaling_point(before, book, per_decade):
             store.save_scaling(step, params)
         if step % config.logging.checkpoint_every_steps == 0:
+            log.flush()
             store.save(state())
 
     # ---- the end -------------------------------------------------------------------------------
@@ -310,12 +310,6 @@ def _account(book, task, proxy, shape, batch, lived, batches, referenced) -> led
     # Scoring is the same either way, and next-token prediction a row of its own.
     ntp = ledger.trunk_flops(model, B, S, passes=3) if task.config.objective.ntp_weight else 0
     return book.add_rows(rows + scored + ntp)
-
-
-def _append_samples(workdir: pathlib.Path, samples: list[dict[str, Any]]) -> None:
-    with (workdir / "samples.jsonl").open("a") as file:
-        for sample in samples:
-            file.write(json.dumps(sample) + "\n")
 
 
 def main(argv: list[str]) -> None:
