@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, positions, rewards, sharding
+from rpt import objectives, optimizers, positions, profiling, rewards, sharding
 from rpt import rollout as rollout_lib
+from rpt import watch as watch_lib
 from rpt.model import config as model_config
 
 
@@ -293,13 +294,15 @@ class Config:
     experiment: ExperimentConfig = ExperimentConfig()
     mesh: sharding.MeshConfig = sharding.MeshConfig()
     logging: LoggingConfig = LoggingConfig()
+    watch: watch_lib.WatchConfig = watch_lib.WatchConfig()
+    profile: profiling.ProfileConfig = profiling.ProfileConfig()
 
 
 # Dotted prefixes that may differ when a run directory is continued; '*' is any part of a mixture.
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("mesh.", "logging.", "evaluate.", "experiment.processes"),
+    *("mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment.processes"),
 )
 
 
