@@ -13,6 +13,7 @@ In a bucket, where a rename is a copy, it is written as STEP/, and complete once
 A reader verifies the manifest and takes the newest good one.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -164,10 +165,9 @@ class _Store:
 
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """The error to raise; what was written of the checkpoint is removed."""
-        try:
+        # What cannot be removed now is swept by the next start.
+        with contextlib.suppress(OSError):
             self._discard(step)
-        except OSError:
-            pass  # the next start sweeps it
         kept = steps(self.folder)
         last = f"the last one is of step {kept[-1]}" if kept else "there is none before it"
         return SaveFailed(

@@ -1,8 +1,8 @@
 """Where the wall time of a run goes, over all its starts, and a sign of life for babysitters.
 
 `heartbeat.json` in the run directory holds the step, the time and what has been spent; it is
-written after a step, at most once a second (once in 30 in a bucket). A start that goes on compares it
-with its checkpoint: what was spent in between is lost, for these steps are run again.
+written after a step, at most once a second (once in 30 in a bucket). A start that goes on compares
+it with its checkpoint: what was spent in between is lost, for these steps are run again.
 """
 
 import json
@@ -33,7 +33,7 @@ class Goodput:
         self._path = workdir / _NAME
         self._began, self._last_beat = began, -float("inf")
         self._every = 30.0 if files.is_remote(workdir) else 1.0
-        self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._before = self._down = 0.0
         last = self._read()
         if saved is not None:

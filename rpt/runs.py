@@ -228,8 +228,9 @@ class Log:
         if step % self._every == 0 or step == self._total:
             self._file.write(json.dumps({"step": step, **metrics}))
             self.last = metrics
-            for key, value in metrics.items() if self._board is not None else ():
-                self._board.add_scalar(key, value, step)
+            if self._board is not None:
+                for key, value in metrics.items():
+                    self._board.add_scalar(key, value, step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif time.monotonic() - self._last_line > 10 or step == self._total:

@@ -42,8 +42,8 @@ from rpt import (
     update,
     warmup,
 )
-from rpt import watch as watch_lib
 from rpt import config as config_lib
+from rpt import watch as watch_lib
 from rpt.model import transformer
 
 

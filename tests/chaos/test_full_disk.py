@@ -23,6 +23,11 @@ def state(step: int, kib: int) -> checkpoint.TrainState:
     return checkpoint.TrainState(step, {"x": jnp.asarray(values, jnp.float32)}, {}, {"seen": step})
 
 
+def save_now(store: checkpoint.Checkpoints, what: checkpoint.TrainState) -> None:
+    store.save(what)
+    store.wait()
+
+
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path) -> Iterator[None]:
     """1 MiB, mounted at the folder."""
@@ -56,8 +61,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(limit, tmp_path):
         store.save(state(3, 200))
         store.wait()
         with pytest.raises(checkpoint.SaveFailed, match="the checkpoint of step 6 could") as error:
-            store.save(state(6, 2000))
-            store.wait()
+            save_now(store, state(6, 2000))
         assert "the last one is of step 3" in str(error.value)
         assert "\n" not in str(error.value)
         assert os.listdir(workdir / "checkpoints") == ["3"]

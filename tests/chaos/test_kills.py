@@ -24,8 +24,8 @@ def chaos(loop: str, kills: int, folder: pathlib.Path, seed: int = 0) -> dict:
 
 
 def test_a_few_kills_change_nothing(tmp_path):
-    found = chaos("pretrain", 3, tmp_path)
-    assert found["kills"] >= 3
+    found = chaos("pretrain", 2, tmp_path)
+    assert found["kills"] >= 2
     assert found["runs"] >= 1
 
 

@@ -56,7 +56,7 @@ def test_skipped_updates_in_a_row_end_the_run_and_its_state_is_saved(tmp_path, m
     monkeypatch.setattr(update, "ntp_gradients", bad)
     run = tmp_path / "run"
     settings = test_pretrain.experiment(**{"watch.most_skipped_in_a_row": 3})
-    with pytest.raises(watch.TooManySkipped, match="in the last 3 steps, .* stopped at step 8"):
+    with pytest.raises(watch.TooManySkipped, match=r"in the last 3 steps, .* stopped at step 8"):
         pretrain.pretrain(settings, run)
     saved = jax.tree.leaves(loading.load_run(run).params)
     for x, y in zip(saved, jax.tree.leaves(calls[5]), strict=True):
