@@ -7,6 +7,7 @@ template.txt   the template, if any
 metrics.jsonl  one object per step       tensorboard/   the same as event files
 samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
 checkpoints/   the last, complete        scaling/       parameters at log-spaced FLOPs
+heartbeat.json the last step's time      profile/       traces of chosen steps
 """
 
 import dataclasses
