@@ -269,10 +269,8 @@ class LoggingConfig:
     scaling_checkpoints_per_decade: int = 0
 
     def __post_init__(self):
-        for name in (
-            *("log_every_steps", "checkpoint_every_steps", "samples_every_steps"),
-            "keep_last",
-        ):
+        every = ("log_every_steps", "checkpoint_every_steps", "samples_every_steps")
+        for name in (*every, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import time
-from typing import IO, cast
+from typing import cast
 
 from etils import epath
 
@@ -55,15 +55,14 @@ class Appender:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._file: IO[str] | None = None
-        self._remote = is_remote(path)
-        self._content = [path.read_text()] if self._remote and path.is_file() else []
+        remote = is_remote(path)
+        self._file = None if remote else path.open("a")
+        self._content = [path.read_text()] if remote and path.is_file() else []
         self._last_upload = time.monotonic()
 
     def write(self, line: str) -> None:
         """One line; what a disk has when this returns, and a bucket within a minute."""
-        if not self._remote:
-            self._file = self._file or self._path.open("a")
+        if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()
             return

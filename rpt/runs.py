@@ -201,7 +201,7 @@ class Log:
         self.last: dict[str, float] = json.loads(kept[-1]) if kept else {}
         self.last.pop("step", None)
         self._file = files.Appender(path)
-        self._samples = files.Appender(workdir / "samples.jsonl")
+        self._samples_path, self._samples = workdir / "samples.jsonl", None
         # TensorBoard forgets from the purged step on, so the next one to be written.
         self._board = None
         if not files.is_remote(workdir) or _can_write_events():
@@ -242,13 +242,15 @@ class Log:
 
     def sample(self, samples: list[dict[str, Any]]) -> None:
         """Documents and thoughts, into samples.jsonl."""
+        self._samples = self._samples or files.Appender(self._samples_path)
         for sample in samples:
             self._samples.write(json.dumps(sample))
 
     def flush(self) -> None:
         """Until all lines are where a start finds them; before a checkpoint of their steps."""
         self._file.flush()
-        self._samples.flush()
+        if self._samples is not None:
+            self._samples.flush()
 
     def expect(self, total: int) -> None:
         """The number of steps has turned out to be another one."""
@@ -267,7 +269,8 @@ class Log:
         if self._bar is not None:
             self._bar.stop()
         self._file.close()
-        self._samples.close()
+        if self._samples is not None:
+            self._samples.close()
         if self._board is not None:
             self._board.close()
 
