@@ -1,20 +1,34 @@
-"""One atomic Orbax checkpoint of everything a run is: parameters, optimiser, and the rest as JSON.
+"""Checkpoints of everything a run is: parameters, optimiser, and the rest as JSON.
 
 Two stores in a run directory: `checkpoints/`, the last few, complete; `scaling/`, parameters only,
-kept at log-spaced training FLOPs for scaling curves. Saving is asynchronous; an error of a save
-surfaces at the next call.
+kept at log-spaced training FLOPs for scaling curves. In both a folder named by its step is one
+checkpoint:
+
+    STEP.saving/     on its way: Orbax writes it in the background
+    STEP/            complete: a manifest of all its files was written last, then it was renamed
+    STEP.damaged/    a start has found it damaged and gone on from the one before
+    STEP.deleting/   on its way out
+
+In a bucket, where a rename is a copy, it is written as STEP/, and complete once it has a manifest.
+A reader verifies the manifest and takes the newest good one.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import pathlib
+import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from rpt import files, manifests
 from rpt import ledger as ledger_lib
 
 
@@ -28,107 +42,292 @@ class TrainState:
     host: dict[str, Any]
 
 
+class SaveFailed(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    Raises (all methods):
-      ValueError: a checkpoint that cannot be read.
+    Saving is asynchronous. An error of a save is raised, as `SaveFailed`, by the next call of any
+    method; the loop calls `check` in every step.
     """
 
     def __init__(self, workdir: pathlib.Path, keep_last: int):
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep_last, create=True),
-        )
-        self._scaling_folder = (workdir / "scaling").absolute()
-        self._scaling: ocp.CheckpointManager | None = None
-
-    def latest(self) -> int | None:
-        return self._manager.latest_step()
+        self._complete = _Store(workdir / "checkpoints", keep_last)
+        self._scaling = _Store(workdir / "scaling", keep_last=None)
 
     def save(self, state: TrainState) -> None:
         """Begins a save; a step that is already there is left alone."""
-        if state.step in self._manager.all_steps():
-            return
         arrays = {"params": state.params, "opt_state": state.opt_state}
-        self._manager.save(
-            state.step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(state.host)
-            ),
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(state.host)
         )
+        self._complete.save(state.step, args)
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint, with shapes and shardings of `like`."""
-        step = self._manager.latest_step()
+    def restore(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
+        """The newest good checkpoint, with shapes and shardings of `like`; None without any.
+
+        The mesh of `like` need not be the one that the checkpoint was saved from. Newer ones that
+        are damaged are put aside.
+
+        Returns:
+          the state, and a line for each damaged checkpoint.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged; or it is of another model.
+        """
+        step, found = newest_good(self._complete.folder)
         if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
+            return None, []
         arrays = {"params": like.params, "opt_state": like.opt_state}
+        path = self._complete.folder / str(step)
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)),
-                    host=ocp.args.JsonRestore(),
-                ),
-            )
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                restored = reader.restore(
+                    epath.Path(path),
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)),
+                        host=ocp.args.JsonRestore(),
+                    ),
+                )
         except Exception as error:  # Orbax and its parts raise many kinds
             raise ValueError(
-                f"the checkpoint {self._manager.directory / str(step)} is damaged or of another "
-                "model; remove its folder to go on from the one before "
-                f"({str(error).strip().splitlines()[0][:200]})"
+                f"the checkpoint {path} is as it was written, and cannot be restored: is it of "
+                f"another model or optimizer? ({_first_line(error)})"
             ) from error
-        return TrainState(step=step, host=restored["host"], **restored["arrays"])
+        self._complete.put_aside(found)
+        lines = [f"{line}; going on from step {step}" for line in describe(path.parent, found)]
+        return TrainState(step=step, host=restored["host"], **restored["arrays"]), lines
 
     def save_scaling(self, step: int, params: Any) -> None:
         """Keeps the parameters for good."""
-        if self._scaling is None:
-            self._scaling = ocp.CheckpointManager(self._scaling_folder)
-        if step not in self._scaling.all_steps():
-            self._scaling.save(step, args=ocp.args.StandardSave({"params": params}))
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave({"params": params}))
+        self._scaling.save(step, args)
+
+    def check(self) -> None:
+        """Raises what a save in the background has met since the last call."""
+        self._complete.check()
+        self._scaling.check()
 
     def wait(self) -> None:
         """Until everything begun is on disk."""
-        self._manager.wait_until_finished()
-        if self._scaling is not None:
-            self._scaling.wait_until_finished()
+        self._complete.wait()
+        self._scaling.wait()
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
-        if self._scaling is not None:
-            self._scaling.close()
+        self._complete.close()
+        self._scaling.close()
 
 
-def load_params(workdir: pathlib.Path, like: Any, step: int | None = None) -> Any:
-    """Parameters only, of the newest or a given step, complete or scaling.
+class _Store:
+    """One folder of checkpoints: `keep_last` of them, None keeps all."""
+
+    def __init__(self, folder: pathlib.Path, keep_last: int | None):
+        self.folder = folder if files.is_remote(folder) else folder.absolute()
+        self._keep_last = keep_last
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: SaveFailed | None = None
+        self._sweep()
+
+    def save(self, step: int, args: ocp.args.Composite) -> None:
+        self.wait()
+        if step in steps(self.folder):
+            return
+        try:
+            self._discard(step)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._writer is None:
+                # Directories at once: where that fails, it fails here and not after a timeout.
+                self._writer = ocp.AsyncCheckpointer(
+                    ocp.CompositeCheckpointHandler(),
+                    async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+                )
+            self._writer.save(epath.Path(self._staging(step)), args=args)
+        except Exception as error:  # Orbax and its parts raise many kinds
+            raise self._failed(step, error) from error
+        self._thread = threading.Thread(target=self._finish, args=(step, self._writer))
+        self._thread.start()
+
+    def _finish(self, step: int, writer: ocp.AsyncCheckpointer) -> None:
+        """In the background: the manifest, the step's name, then room for the next."""
+        try:
+            writer.wait_until_finished()
+            staging = self._staging(step)
+            manifests.write(staging)
+            if staging != self.folder / str(step):
+                staging.rename(self.folder / str(step))
+            self._retain()
+        except Exception as error:
+            self._failure = self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> SaveFailed:
+        """The error to raise; what was written of the checkpoint is removed."""
+        # What cannot be removed now is swept by the next start.
+        with contextlib.suppress(OSError):
+            self._discard(step)
+        kept = steps(self.folder)
+        last = f"the last one is of step {kept[-1]}" if kept else "there is none before it"
+        return SaveFailed(
+            f"the checkpoint of step {step} could not be saved in {self.folder} "
+            f"({_first_line(error)}); {last}; the same command goes on from there"
+        )
+
+    def _staging(self, step: int) -> pathlib.Path:
+        return self.folder / (str(step) if files.is_remote(self.folder) else f"{step}.saving")
+
+    def _retain(self) -> None:
+        """Removes all but the newest; called when the newest has just been read and hashed."""
+        kept = steps(self.folder)
+        if self._keep_last is None:
+            return
+        for step in kept[: -self._keep_last]:
+            self._remove(self.folder / str(step))
+        oldest = kept[-self._keep_last :][0]
+        for path in self.folder.iterdir():
+            name, _, kind = path.name.partition(".")
+            if kind == "damaged" and int(name) < oldest:
+                _rmtree(path)
+
+    def put_aside(self, damaged: dict[int, manifests.Damage]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        for step in damaged:
+            target = self.folder / f"{step}.damaged"
+            if target.exists():
+                _rmtree(target)
+            (self.folder / str(step)).rename(target)
+
+    def _discard(self, step: int) -> None:
+        """What an unfinished save of the step has left, Orbax's own temporary folders included."""
+        name = self._staging(step).name
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name == name or path.name.startswith(f"{name}.orbax"):
+                _rmtree(path)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process was writing or removing."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            _, _, kind = path.name.partition(".")
+            if kind.startswith(("saving", "deleting", "orbax")):
+                _rmtree(path)
+
+    def _remove(self, path: pathlib.Path) -> None:
+        """First its name or its manifest, so that half of it is never taken for a checkpoint."""
+        if files.is_remote(path):
+            (path / manifests.NAME).unlink()
+            _rmtree(path)
+            return
+        going = path.with_name(path.name + ".deleting")
+        path.rename(going)
+        _rmtree(going)
+
+    def check(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Of the complete checkpoints in a store, ascending."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.isdecimal()]
+    if files.is_remote(folder):
+        found = [path for path in found if (path / manifests.NAME).exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def newest_good(folder: pathlib.Path) -> tuple[int | None, dict[int, manifests.Damage]]:
+    """The newest step whose files are as they were written, and the newer ones that are not.
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+    """
+    damaged: dict[int, manifests.Damage] = {}
+    for step in reversed(steps(folder)):
+        found = manifests.damage(folder / str(step))
+        if found is None:
+            return step, damaged
+        damaged[step] = found
+    if damaged:
+        raise ValueError(
+            f"{'; '.join(describe(folder, damaged))}; there is no good checkpoint to go on from: "
+            "put one back from a copy, or choose another --workdir"
+        )
+    return None, {}
+
+
+def describe(folder: pathlib.Path, damaged: dict[int, manifests.Damage]) -> list[str]:
+    """A line for each, with the file."""
+    return [f"checkpoint {folder / str(step)} is damaged ({why})" for step, why in damaged.items()]
+
+
+def load_params(
+    workdir: pathlib.Path,
+    like: Any,
+    step: int | None = None,
+    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Any:
+    """Parameters only, of the newest good or a given step, complete or scaling.
 
     Args:
       workdir: run directory.
       like: a tree of arrays or ShapeDtypeStructs; its shardings are kept.
       step: None is the newest complete one.
+      warn: is told of newer checkpoints that are damaged.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
+      ValueError: it is damaged.
     """
-    for folder, item in (("checkpoints", "arrays"), ("scaling", "default")):
-        path = (workdir / folder).absolute()
-        steps = sorted(int(p.name) for p in path.glob("*") if p.name.isdecimal())
-        if not steps or (step is not None and step not in steps):
-            continue
-        found = path / str(steps[-1] if step is None else step) / item
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restored = reader.restore(
-                found,
-                args=ocp.args.PyTreeRestore(
-                    item={"params": jax.tree.map(_abstract, like)},
-                    restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
-                    partial_restore=True,
-                ),
-            )
-        return restored["params"]
+    damage = None
+    for name in ("checkpoints", "scaling"):
+        folder = workdir / name if files.is_remote(workdir) else (workdir / name).absolute()
+        if step is None:
+            chosen, damaged = newest_good(folder)
+            for line in describe(folder, damaged):
+                warn(f"{line}; taking step {chosen}")
+        else:
+            chosen = step if step in steps(folder) else None
+            if chosen is not None and (found := manifests.damage(folder / str(step))) is not None:
+                damage, chosen = describe(folder, {step: found})[0], None
+        if chosen is not None:
+            return _read_params(folder / str(chosen), like)
+    if damage is not None:
+        raise ValueError(f"{damage}; put it back from a copy, or choose another step")
     wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
     raise FileNotFoundError(f"{workdir} holds no {wanted}; has the run saved one yet?")
+
+
+def _read_params(path: pathlib.Path, like: Any) -> Any:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(
+            epath.Path(path / "arrays"),
+            args=ocp.args.PyTreeRestore(
+                item={"params": jax.tree.map(_abstract, like)},
+                restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+# ---- scaling points, digests ---------------------------------------------------------------------
 
 
 def crosses_scaling_point(before: ledger_lib.Ledger, after: ledger_lib.Ledger, per_decade: int):
@@ -153,3 +352,11 @@ def params_sha256(params: Any) -> str:
 
 def _abstract(leaf: Any) -> Any:
     return ocp.utils.to_shape_dtype_struct(leaf)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _rmtree(path: pathlib.Path) -> None:
+    epath.Path(path).rmtree()

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, positions, rewards, sharding
+from rpt import objectives, optimizers, positions, profiling, rewards, sharding
 from rpt import rollout as rollout_lib
+from rpt import watch as watch_lib
 from rpt.model import config as model_config
 
 
@@ -268,7 +269,8 @@ class LoggingConfig:
     scaling_checkpoints_per_decade: int = 0
 
     def __post_init__(self):
-        for name in ("log_every_steps", "checkpoint_every_steps", "samples_every_steps"):
+        every = ("log_every_steps", "checkpoint_every_steps", "samples_every_steps")
+        for name in (*every, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -290,13 +292,15 @@ class Config:
     experiment: ExperimentConfig = ExperimentConfig()
     mesh: sharding.MeshConfig = sharding.MeshConfig()
     logging: LoggingConfig = LoggingConfig()
+    watch: watch_lib.WatchConfig = watch_lib.WatchConfig()
+    profile: profiling.ProfileConfig = profiling.ProfileConfig()
 
 
 # Dotted prefixes that may differ when a run directory is continued; '*' is any part of a mixture.
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("mesh.", "logging.", "evaluate.", "experiment.processes"),
+    *("mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment.processes"),
 )
 
 

@@ -21,16 +21,20 @@ from data import pipeline, tokenizers
 from rpt import (
     checkpoint,
     cli,
+    files,
     gate,
+    goodput,
     ledger,
     loading,
     optimizers,
+    profiling,
     runs,
     sharding,
     stepmetrics,
     update,
 )
 from rpt import config as config_lib
+from rpt import watch as watch_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
 
@@ -77,24 +81,30 @@ def _pretrain(
     streams.set_state(beginning)
     runs.open_run(workdir, config, model, tokenizer, overrides, "pretrain", str(init or ""))
 
+    began = time.monotonic()
+
     # ---- state: fresh or restored ---------------------------------------------------------------
     params = loading.place(mesh, model, loaded.params)
     opt_state = optimizers.init_state(optimizer, params)
     book, gated, seconds_before = ledger.Ledger(), _GateState(), 0.0
+    watch = watch_lib.Watch()
     notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
-    if store.latest() is not None:
-        restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    if restored is not None:
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
         seconds_before = restored.host["wall_seconds"]
+        watch = watch_lib.Watch(**restored.host["watch"])
         gated = _GateState(**restored.host["gate"])
-        notes = streams.set_state(restored.host["streams"])
+        notes = damaged + streams.set_state(restored.host["streams"])
     rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
     total_steps = _total_steps(settings, gated)
+    meter = goodput.Goodput(workdir, began, restored and restored.host["goodput"])
+    tracer = profiling.Tracer(config.profile, workdir)
     log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
-    began, metrics = time.monotonic(), log.last
+    metrics = log.last
     for line in notes:
         log.say(line)
 
@@ -103,6 +113,8 @@ def _pretrain(
             "ledger": dataclasses.asdict(book),
             "gate": dataclasses.asdict(gated),
             "streams": streams.get_state(),
+            "watch": dataclasses.asdict(watch),
+            "goodput": meter.state(),
             "wall_seconds": seconds_before + time.monotonic() - began,
         }
 
@@ -117,12 +129,19 @@ def _pretrain(
 
     # ---- the loop ------------------------------------------------------------------------------
     while not finished() and not (stop is not None and stop.received):
+        store.check()
+        tracer.begin(step + 1)
+        clock = stepmetrics.Clock()
         batch = sharding.shard_rows(mesh, streams.next(step))
+        clock.lap("data")
         nll, grads = update.ntp_gradients(model, params, batch)
         factor = optimizers.factor(settings.optimizer, step, decay_start())
-        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
+        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor, nll)
         del grads
+        watch = watch.after_update(float(nll), float(norm))
+        clock.lap("update")
         step += 1
+        tracer.end(step)
         before, book = book, book.add("update", rows, spent_per_step)
         book = book.add_rows(spent_per_step)
         book = book.add_documents(int((batch.ntp_weight_BS > 0).sum()))
@@ -130,6 +149,7 @@ def _pretrain(
             "ntp_nats": float(nll),
             "grad_norm": float(norm),
             "learning_rate_factor": factor,
+            "skipped_updates": float(watch.skipped),
             **stepmetrics.of_data(streams.of_step(step - 1).counts()),
             "training_flops": float(book.training_flops),
         }
@@ -141,11 +161,22 @@ def _pretrain(
             metrics["gate_accuracy"] = accuracy
             log.say(f"gate at step {step}: shallow with-thought accuracy {accuracy:.3f}")
         log.write(step, metrics, f"nll {metrics['ntp_nats']:.3f}")
+        meter.add_laps(clock.seconds())
+        saving = time.monotonic()
         per_decade = config.logging.scaling_checkpoints_per_decade
         if checkpoint.crosses_scaling_point(before, book, per_decade):
             store.save_scaling(step, params)
         if step % config.logging.checkpoint_every_steps == 0:
+            log.flush()
             store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
+        meter.add("save", time.monotonic() - saving)
+        meter.beat(step)
+        if watch.must_stop(config.watch):
+            store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
+            store.close()
+            log.close()
+            meter.beat(step, "skipped too many updates")
+            raise watch.stopped(step)
 
     # ---- the end -------------------------------------------------------------------------------
     done = finished()
@@ -153,8 +184,12 @@ def _pretrain(
         accuracy, spent = measure.accuracy(params)
         book = book.add("eval", 0, spent)
         gated = dataclasses.replace(gated, final_accuracy=accuracy)
+    saving = time.monotonic()
     store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
     store.close()
+    meter.add("save", time.monotonic() - saving)
+    meter.beat(step, "finished" if done else "stopped")
+    tracer.close()
     log.close()
     summary = {
         "command": "pretrain",
@@ -169,6 +204,8 @@ def _pretrain(
             "passed": (gated.final_accuracy or 0.0) >= settings.gate.threshold,
         },
         "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
+        "watch": dataclasses.asdict(watch),
+        "goodput": meter.summary(),
         "parameters": transformer.num_parameters(model),
         "params_sha256": checkpoint.params_sha256(params),
     }
@@ -272,7 +309,7 @@ def main(argv: list[str]) -> None:
     init = pathlib.Path(_INIT.value) if _INIT.value else None
     summary = pretrain(
         config,
-        pathlib.Path(_WORKDIR.value),
+        files.folder(_WORKDIR.value),
         init=init,
         overrides=cli.overrides(),
         stop=cli.StopSignal(),

@@ -7,16 +7,19 @@ template.txt   the template, if any
 metrics.jsonl  one object per step       tensorboard/   the same as event files
 samples.jsonl  documents and thoughts    summary.json   final metrics, ledger, digest
 checkpoints/   the last, complete        scaling/       parameters at log-spaced FLOPs
+heartbeat.json the last step's time      profile/       traces of chosen steps
 """
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -27,6 +30,7 @@ import tensorboardX
 
 from data import tokenizers
 from rpt import config as config_lib
+from rpt import files
 from rpt.model import config as model_config
 
 # What a start leaves behind that was killed before its config was complete.
@@ -52,10 +56,19 @@ def open_run(
     """
     changes = claim(workdir, config, command, init)
     write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
-    tokenizer.save(workdir / "tokenizer")
+    _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
     _append_start(workdir / "run.json", overrides, changes, tokenizer)
+
+
+def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
+    """Each file whole, also in a bucket, which a tokenizer does not write to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save(pathlib.Path(made))
+        for path in sorted(pathlib.Path(made).iterdir()):
+            files.write(folder / path.name, path.read_bytes())
 
 
 def _keep_template(given: pathlib.Path, kept: pathlib.Path) -> None:
@@ -66,7 +79,7 @@ def _keep_template(given: pathlib.Path, kept: pathlib.Path) -> None:
             f"{given} was edited after this run began with what is in {kept}; "
             "restore it, or choose another --workdir"
         )
-    kept.write_bytes(text)
+    files.write(kept, text)
 
 
 def claim(
@@ -124,9 +137,7 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _json(value: Any) -> Any:
@@ -189,9 +200,13 @@ class Log:
         _forget_after(workdir / "samples.jsonl", start)
         self.last: dict[str, float] = json.loads(kept[-1]) if kept else {}
         self.last.pop("step", None)
-        self._file = path.open("a")
+        self._file = files.Appender(path)
+        self._samples_path, self._samples = workdir / "samples.jsonl", None
         # TensorBoard forgets from the purged step on, so the next one to be written.
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._board = None
+        if not files.is_remote(workdir) or _can_write_events():
+            board = str(workdir / "tensorboard")
+            self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1)
         self._began, self._start = time.monotonic(), start
         self._last_line = 0.0
         console = rich.console.Console()
@@ -212,11 +227,11 @@ class Log:
     def write(self, step: int, metrics: dict[str, float], note: str) -> None:
         """Records the metrics after step number `step` (from 1) and moves the progress on."""
         if step % self._every == 0 or step == self._total:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._file.flush()
+            self._file.write(json.dumps({"step": step, **metrics}))
             self.last = metrics
-            for key, value in metrics.items():
-                self._board.add_scalar(key, value, step)
+            if self._board is not None:
+                for key, value in metrics.items():
+                    self._board.add_scalar(key, value, step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif time.monotonic() - self._last_line > 10 or step == self._total:
@@ -224,6 +239,18 @@ class Log:
             rate = (time.monotonic() - self._began) / max(step - self._start, 1)
             left = rate * max(self._total - step, 0)
             print(f"{self._name} {step}/{self._total}  {note}  {left:.0f} s left", flush=True)
+
+    def sample(self, samples: list[dict[str, Any]]) -> None:
+        """Documents and thoughts, into samples.jsonl."""
+        self._samples = self._samples or files.Appender(self._samples_path)
+        for sample in samples:
+            self._samples.write(json.dumps(sample))
+
+    def flush(self) -> None:
+        """Until all lines are where a start finds them; before a checkpoint of their steps."""
+        self._file.flush()
+        if self._samples is not None:
+            self._samples.flush()
 
     def expect(self, total: int) -> None:
         """The number of steps has turned out to be another one."""
@@ -242,7 +269,18 @@ class Log:
         if self._bar is not None:
             self._bar.stop()
         self._file.close()
-        self._board.close()
+        if self._samples is not None:
+            self._samples.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _can_write_events() -> bool:
+    """tensorboardX writes to a bucket through this library only."""
+    try:
+        return importlib.util.find_spec("google.cloud.storage") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _forget_after(path: pathlib.Path, start: int) -> list[str]:
@@ -257,7 +295,5 @@ def _forget_after(path: pathlib.Path, start: int) -> list[str]:
             continue  # the half line of a killed run
         if entry["step"] <= start:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    files.write(path, "".join(kept).encode())
     return kept

@@ -12,7 +12,6 @@ One iteration, top to bottom:
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -27,12 +26,15 @@ from rpt import (
     checkpoint,
     cli,
     experience,
+    files,
     filtering,
     formats,
+    goodput,
     ledger,
     loading,
     objectives,
     optimizers,
+    profiling,
     runs,
     scoring,
     sharding,
@@ -41,6 +43,7 @@ from rpt import (
     warmup,
 )
 from rpt import config as config_lib
+from rpt import watch as watch_lib
 from rpt.model import transformer
 
 
@@ -99,18 +102,22 @@ def _train(
     opt_state = optimizers.init_state(optimizer, params)
     book = filtering.account(chosen, ledger.Ledger())
     rewardless, seconds_before = 0, 0.0
+    watch = watch_lib.Watch()
     notes: list[str] = []
     store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
     step = 0
-    if store.latest() is not None:
-        restored = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
+    if restored is not None:
         step, params, opt_state = restored.step, restored.params, restored.opt_state
         book = ledger.Ledger(**restored.host["ledger"])
         rewardless = restored.host["rewardless_steps"]
         seconds_before = restored.host["wall_seconds"]
-        notes = loading.restore_stream(stream, restored.host["stream"])
+        watch = watch_lib.Watch(**restored.host["watch"])
+        notes = damaged + loading.restore_stream(stream, restored.host["stream"])
     elif settings.warmup_steps:
         params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
+    meter = goodput.Goodput(workdir, began, restored and restored.host["goodput"])
+    tracer = profiling.Tracer(config.profile, workdir)
     log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
     metrics = log.last
     if (note := filtering.context_note(chosen, header, config)) is not None:
@@ -123,6 +130,8 @@ def _train(
             "ledger": dataclasses.asdict(book),
             "rewardless_steps": rewardless,
             "stream": stream.get_state(),
+            "watch": dataclasses.asdict(watch),
+            "goodput": meter.state(),
             "wall_seconds": seconds_before + time.monotonic() - began,
         }
         return checkpoint.TrainState(step, params, opt_state, host)
@@ -140,6 +149,8 @@ def _train(
 
     # ---- the loop ------------------------------------------------------------------------------
     while step < settings.steps and not (stop is not None and stop.received):
+        store.check()
+        tracer.begin(step + 1)
         clock = stepmetrics.Clock()
 
         # batch: documents, one per trunk row
@@ -185,11 +196,14 @@ def _train(
         )
         decay_start = settings.steps - settings.optimizer.decay_steps
         factor = optimizers.factor(settings.optimizer, step, decay_start)
-        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
+        loss = terms["loss"] + config.objective.ntp_weight * terms["ntp"]
+        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor, loss)
         del grads
         jax.block_until_ready(params)
         clock.lap("update")
         step += 1
+        tracer.end(step)
+        watch = watch.after_update(float(loss), float(norm))
 
         # log: everything that says whether thinking pays and whether the numbers can be trusted
         before = book
@@ -202,6 +216,7 @@ def _train(
             **stepmetrics.of_update(lived, terms, weight),
             "grad_norm": float(norm),
             "learning_rate_factor": factor,
+            "skipped_updates": float(watch.skipped),
             **stepmetrics.of_data(stream.counts()),
             **clock.seconds(),
             "training_flops": float(book.training_flops),
@@ -213,22 +228,40 @@ def _train(
             f"mixed {metrics['groups_mixed']:.2f}"
         )
         log.write(step, metrics, note)
+        watch, alarms = watch.after_step(config.watch, step, metrics)
+        for line in alarms:
+            log.say(line)
         rewardless = 0 if metrics["accuracy"] > 0 else rewardless + 1
         if rewardless and rewardless % 20 == 0:
             log.say(stepmetrics.diagnosis(task, lived, rewardless))
         if (step - 1) % config.logging.samples_every_steps == 0:
-            _append_samples(workdir, stepmetrics.samples(task, batch, lived, step))
+            log.sample(stepmetrics.samples(task, batch, lived, step))
 
-        # save
+        # save; the end of a run that learns nothing
+        meter.add_laps(metrics)
+        saving = time.monotonic()
         per_decade = config.logging.scaling_checkpoints_per_decade
         if checkpoint.crosses_scaling_point(before, book, per_decade):
             store.save_scaling(step, params)
         if step % config.logging.checkpoint_every_steps == 0:
+            log.flush()
             store.save(state())
+        meter.add("save", time.monotonic() - saving)
+        meter.beat(step)
+        if watch.must_stop(config.watch):
+            store.save(state())
+            store.close()
+            log.close()
+            meter.beat(step, "skipped too many updates")
+            raise watch.stopped(step)
 
     # ---- the end -------------------------------------------------------------------------------
+    saving = time.monotonic()
     store.save(state())
     store.close()
+    meter.add("save", time.monotonic() - saving)
+    meter.beat(step, "finished" if step >= settings.steps else "stopped")
+    tracer.close()
     log.close()
     summary = {
         "command": "train",
@@ -239,6 +272,8 @@ def _train(
         "data": stream.counts(),
         "mixture_events": stream.events,
         "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
+        "watch": dataclasses.asdict(watch),
+        "goodput": meter.summary(),
         "parameters": transformer.num_parameters(model),
         "params_sha256": checkpoint.params_sha256(params),
     }
@@ -310,18 +345,12 @@ def _account(book, task, proxy, shape, batch, lived, batches, referenced) -> led
     return book.add_rows(rows + scored + ntp)
 
 
-def _append_samples(workdir: pathlib.Path, samples: list[dict[str, Any]]) -> None:
-    with (workdir / "samples.jsonl").open("a") as file:
-        for sample in samples:
-            file.write(json.dumps(sample) + "\n")
-
-
 def main(argv: list[str]) -> None:
     del argv
     config = config_lib.from_config_dict(_CONFIG.value)
     summary = train(
         config,
-        pathlib.Path(_WORKDIR.value),
+        files.folder(_WORKDIR.value),
         overrides=cli.overrides(),
         stop=cli.StopSignal(),
     )

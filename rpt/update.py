@@ -256,8 +256,17 @@ def trunk_backward(model, backward, direct, kv_cotangent, ntp_weight):
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer",), donate_argnames=("opt_state",))
-def apply(optimizer: optax.GradientTransformation, params, opt_state, grads, factor):
-    """One optimiser step at `factor` of the peak rate: params, opt_state, global gradient norm."""
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+def apply(optimizer: optax.GradientTransformation, params, opt_state, grads, factor, loss=0.0):
+    """One optimiser step at `factor` of the peak rate: params, opt_state, global gradient norm.
+
+    Where the norm or `loss` is not finite the step is skipped: both come back as they were.
+    """
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, new_state = optimizer.update(grads, opt_state, params)
     updates = jax.tree.map(lambda u: u * factor, updates)
-    return optax.apply_updates(params, updates), opt_state, optax.global_norm(grads)
+    new = (optax.apply_updates(params, updates), new_state)
+    params, opt_state = jax.tree.map(
+        lambda x, old: jnp.where(finite, x, old), new, (params, opt_state)
+    )
+    return params, opt_state, norm

@@ -81,6 +81,15 @@ def test_lost_steps_are_run_again(uninterrupted, tmp_path):
     assert_same_run(run, pretrain.pretrain(experiment(), run), uninterrupted)
 
 
+def test_a_damaged_checkpoint_costs_its_steps_only(uninterrupted, tmp_path, capsys):
+    run = tmp_path / "run"
+    pretrain.pretrain(experiment(), run, stop=tiny_experiment.StopAfter(14))
+    path = run / "checkpoints" / "14" / "host" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert_same_run(run, pretrain.pretrain(experiment(), run), uninterrupted)
+    assert "checkpoints/14 is damaged (host/metadata: its SHA-256" in capsys.readouterr().out
+
+
 def test_other_mixture_weights_are_an_event_of_a_continued_run(tmp_path, capsys):
     """Of the main mixture; the opening one is left alone."""
     run, mixture = tmp_path / "run", tiny_experiment.get_config().pretrain.mixture

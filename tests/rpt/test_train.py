@@ -38,6 +38,7 @@ METRICS = {
     *("policy_loss", "policy_entropy_nats", "ntp_nats", "kl_nats", "clip_fraction"),
     *("mismatch_mean_nats", "mismatch_max_nats", "trained_tokens", "grad_norm"),
     *("learning_rate_factor", "training_flops", "dropped_documents", "skipped_faults"),
+    "skipped_updates",
 }
 # Every part of a step that keeps something of its own between steps or starts.
 EVERYTHING = {

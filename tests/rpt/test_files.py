@@ -1,0 +1,94 @@
+"""Files of a run directory, whole or not at all; a bucket is stood in for by a folder."""
+
+import os
+
+import pytest
+from etils.epath import backend, gpath
+
+from rpt import checkpoint, files, manifests
+
+
+class Folder(backend._OsPathBackend):
+    """gs://bucket/... below a folder of this machine. As in a bucket, nothing is appended to."""
+
+    def __init__(self, root: str):
+        self._root = root
+
+    def _local(self, path) -> str:
+        return os.fspath(path).replace("gs://bucket", self._root)
+
+    def exists(self, path):
+        return super().exists(self._local(path))
+
+    def isdir(self, path):
+        return super().isdir(self._local(path))
+
+    def listdir(self, path):
+        return super().listdir(self._local(path))
+
+    def makedirs(self, path, **kwargs):
+        return super().makedirs(self._local(path), **kwargs)
+
+    def open(self, path, mode):
+        assert "a" not in mode
+        return super().open(self._local(path), mode)
+
+    def stat(self, path):
+        return super().stat(self._local(path))
+
+    def replace(self, path, target):
+        raise AssertionError("a rename in a bucket is a copy")
+
+    rename = replace
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    stand_in = Folder(str(tmp_path))
+    monkeypatch.setattr(gpath._GPath, "_backend", property(lambda path: stand_in))
+    return files.folder("gs://bucket/run")
+
+
+def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
+    assert not files.is_remote(files.folder(str(tmp_path)))
+    assert not files.is_remote(files.folder("runs/x"))
+    assert files.is_remote(files.folder("gs://bucket/run") / "checkpoints")
+    assert os.fspath(files.folder("gs://bucket/run") / "x") == "gs://bucket/run/x"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    files.write(tmp_path / "x", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write(tmp_path / "x", b"new")
+    assert os.listdir(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_lines_and_manifests_in_a_bucket(bucket, tmp_path):
+    bucket.mkdir(parents=True)
+    lines = files.Appender(bucket / "metrics.jsonl")
+    lines.write("one")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # not yet
+    lines.flush()
+    lines.write("two")
+    lines.close()
+    again = files.Appender(bucket / "metrics.jsonl")
+    again.write("three")
+    again.close()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "one\ntwo\nthree\n"
+    for step in ("3", "6"):
+        (bucket / "checkpoints" / step / "arrays").mkdir(parents=True)
+        files.write(bucket / "checkpoints" / step / "arrays" / "d", b"content")
+    assert checkpoint.steps(bucket / "checkpoints") == []  # none is complete
+    manifests.write(bucket / "checkpoints" / "3")
+    assert checkpoint.newest_good(bucket / "checkpoints") == (3, {})
+    manifests.write(bucket / "checkpoints" / "6")
+    files.write(bucket / "checkpoints" / "6" / "arrays" / "d", b"cont")
+    step, damaged = checkpoint.newest_good(bucket / "checkpoints")
+    assert step == 3
+    assert damaged[6].file == "arrays/d"
