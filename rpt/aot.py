@@ -194,14 +194,16 @@ def fsdp_bound(model: model_config.ModelConfig, mesh: Mesh, passes: int) -> floa
 
 def links(mesh: Mesh, chip: chips.Chip, axes: tuple[str, ...]) -> int:
     """Links of a chip that carry a collective along mesh axes: for every axis of the torus along
-    which the chips of a group differ one, or two where the slice closes it to a ring."""
+    which the chips of a group differ one, or two where the group is a whole axis that is closed to
+    a ring. Links that groups share count for each, so a time from it is a lower bound."""
     devices = np.asarray(mesh.devices)
     coords = np.array([d.coords for d in devices.flat]).reshape(*devices.shape, -1)
     extent = coords.reshape(-1, coords.shape[-1]).max(0) + 1
     first: Any = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
     group = coords[first].reshape(-1, coords.shape[-1])
-    spanned = [i for i in range(coords.shape[-1]) if len(set(group[:, i])) > 1]
-    return max(1, sum(2 if extent[i] % chip.wrap == 0 else 1 for i in spanned))
+    places = [len(set(column)) for column in group.T]
+    ring = [n == size and size % chip.wrap == 0 for n, size in zip(places, extent, strict=True)]
+    return max(1, sum(1 + closed for n, closed in zip(places, ring, strict=True) if n > 1))
 
 
 def logits_moved(
@@ -219,6 +221,19 @@ def logits_moved(
             for a in each.arrays
         )
     ]
+
+
+def summary(memory: Any, text: str, mesh: Mapping[str, int]) -> dict[str, Any]:
+    """What should not grow unseen: HBM by the compiler, FLOPs, bytes received by kind and axis."""
+    costs = hlo_costs.count(text, mesh)
+    received = {f"{kind} {axes}": round(n) for (kind, axes), n in costs.by_kind_and_axis().items()}
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "flops": round(costs.flops),
+        "received": received,
+    }
 
 
 def _names(spec: PartitionSpec) -> set[str]:
