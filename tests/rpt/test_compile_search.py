@@ -1,5 +1,7 @@
 """The search: bounded, and it proposes the best that fits."""
 
+import dataclasses
+
 import pytest
 
 from rpt import compile_search, sharding
@@ -51,10 +53,14 @@ def test_it_compiles_no_more_than_it_may(most):
 
 
 def test_every_candidate_divides():
-    for trial in compile_search.search(FIRST, LIMITS, evaluate, 100):
+    """Six heads are not split over 4, nor 12 rows over 8."""
+    model = dataclasses.replace(MODEL, num_heads=12, num_kv_heads=6)
+    first = dataclasses.replace(FIRST, mesh=sharding.MeshConfig(1, 4, 2), batch_size=12)
+    limits = compile_search.Limits(8, model)
+    for trial in compile_search.search(first, limits, evaluate, 100):
         mesh = trial.candidate.mesh
-        assert mesh.replica * mesh.fsdp * mesh.tensor == LIMITS.devices
-        assert MODEL.num_kv_heads % mesh.tensor == 0
+        assert mesh.replica * mesh.fsdp * mesh.tensor == limits.devices
+        assert model.num_kv_heads % mesh.tensor == 0
         assert trial.candidate.batch_size % (mesh.replica * mesh.fsdp) == 0
 
 
