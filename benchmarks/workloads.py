@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import models
 from rpt import formats, loading, rollout
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -40,30 +39,13 @@ WORKLOADS = {
 }
 
 
-def model_of(name: str, **variant: Any) -> model_config.ModelConfig:
-    """The model of one of `kernels.models.MODELS`; `variant` are further fields of ModelConfig."""
-    shape = models.MODELS[name]
-    return model_config.ModelConfig(
-        vocab_size=shape.V,
-        width=shape.D,
-        num_layers=shape.L,
-        num_heads=shape.N,
-        num_kv_heads=shape.K,
-        head_width=shape.H,
-        ff_width=shape.F,
-        qkv_bias=name.startswith("qwen"),
-        tied_head=shape.D < 2048,
-        **variant,
-    )
-
-
 def load(weights: str, dtype: model_config.Dtype) -> tuple[model_config.ModelConfig, Any]:
     """A checkpoint ('fetch:smollm2' or a path), or random weights of its shape for ''."""
     if weights:
         loaded = loading.load_any(weights)
         model, params = loaded.model, jax.tree.map(jnp.asarray, loaded.params)
     else:
-        model = model_of("smollm2_135m", rope_theta=100_000.0)
+        model = model_config.named("smollm2_135m", rope_theta=100_000.0)
         params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     return dataclasses.replace(model, dtype=dtype), params
 

@@ -9,6 +9,8 @@ is what a TPU would run.
 """
 
 import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +23,8 @@ from rpt import formats, optimizers, rollout, scoring, sharding, update
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
 
+CompiledOne = Callable[[str, jax.stages.Compiled, float], None]
+
 
 def compile_step(
     config: config_lib.Config,
@@ -29,6 +33,7 @@ def compile_step(
     mesh: Mesh,
     *,
     branch_length: int | None = None,
+    compiled_one: CompiledOne = lambda name, compiled, seconds: None,
 ) -> dict[str, jax.stages.Compiled]:
     """Scoring, rollout and update of one step, in the order in which they run.
 
@@ -38,13 +43,15 @@ def compile_step(
       tables: of `rollout.make_tables`, or `table_shapes`.
       mesh: of real or described devices.
       branch_length: T of the update's micro-batch; the longest branch by default.
+      compiled_one: called with every program's name, itself, and the seconds it took to compile.
 
     Returns:
       compiled programs: score, sampling_copy, prepare_trunk, start, prefill (unless the tail is one
       token), decode (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return _compile_step(config, model, _whole(mesh, tables), mesh, branch_length)
+        tables = _whole(mesh, tables)
+        return _compile_step(config, model, tables, mesh, branch_length, compiled_one)
 
 
 def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
@@ -61,7 +68,9 @@ def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
     )
 
 
-def _compile_step(config, model, tables, mesh, branch_length) -> dict[str, jax.stages.Compiled]:
+def _compile_step(
+    config, model, tables, mesh, branch_length, compiled_one: CompiledOne
+) -> dict[str, jax.stages.Compiled]:
     B, S = config.train.batch_size, config.train.seq_len
     R = config.positions.cuts_per_document * config.rollout.group_size
     T = rollout.total_positions(config.rollout, tables)
@@ -70,8 +79,10 @@ def _compile_step(config, model, tables, mesh, branch_length) -> dict[str, jax.s
 
     def program(name: str, function: Any, *args: Any, **static: Any) -> Any:
         """Compiles and returns the shapes of its results."""
+        began = time.perf_counter()
         lowered = function.lower(*args, **static)
         compiled[name] = lowered.compile()
+        compiled_one(name, compiled[name], time.perf_counter() - began)
         return jax.tree.map(_struct, lowered.out_info, compiled[name].output_shardings)
 
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))

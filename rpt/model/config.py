@@ -1,7 +1,9 @@
 """Shape and variant of a Llama-family transformer, as one hashable value."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+from kernels import models
 
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["float32", "bfloat16"]
@@ -59,3 +61,20 @@ class ModelConfig:
             )
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} must be even for rotary positions")
+
+
+def named(name: str, **variant: Any) -> ModelConfig:
+    """The model of one of `kernels.models.MODELS`; `variant` are further fields."""
+    shape = models.MODELS[name]
+    return ModelConfig(
+        vocab_size=shape.V,
+        width=shape.D,
+        num_layers=shape.L,
+        num_heads=shape.N,
+        num_kv_heads=shape.K,
+        head_width=shape.H,
+        ff_width=shape.F,
+        qkv_bias=name.startswith("qwen"),
+        tied_head=shape.D < 2048,
+        **variant,
+    )

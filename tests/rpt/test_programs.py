@@ -3,8 +3,8 @@
 Letters: B documents, S trunk positions, V vocabulary, D width.
 """
 
-import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -12,29 +12,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs import mini
 from kernels.logprob import api as logprob
 from kernels.logprob import chunked
-from rpt import config as config_lib
-from rpt import programs, sharding, topologies
-from rpt.model import config as model_config
+from rpt import topologies
+from tests.rpt import compiled_programs
+from tests.rpt.compiled_programs import ROWS, SLICES, D, V
 
 pytestmark = pytest.mark.skipif(
     topologies.library() is None, reason="libtpu is not installed: make test installs it"
 )
 
-# V is no product of other sizes, and more than one tile of logits for every program's rows. D and
-# its shards are no number of rows (of decoding, of a micro-batch, of a trunk), so that logits are
-# told from matrices of the head.
-V, D, ROWS = 40_960 + 2_048, 384, {64, 128, 256, 512}
-MODEL = model_config.ModelConfig(
-    vocab_size=V, width=D, num_layers=2, num_heads=4, num_kv_heads=2, head_width=64, ff_width=512,
-    dtype="bfloat16", remat="full",
-)  # fmt: skip
-SLICES = {
-    "v5e:2x4": sharding.MeshConfig(fsdp=4, tensor=2),
-    "v5p:2x2x1": sharding.MeshConfig(replica=2, tensor=2),
-}
 HEAD = {D, D // 2, D // 4}
 COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
@@ -45,17 +32,8 @@ SHAPE = re.compile(r"\b(f32|bf16)\[([\d,]+)\]")
 @functools.cache
 def compiled(name: str) -> dict[str, str]:
     """The optimised HLO of every program of a step, for one slice."""
-    config = config_lib.from_config_dict(mini.get_config())
-    train = dataclasses.replace(config.train, batch_size=8, seq_len=256, micro_branches=16)
-    # The second slice samples truncated.
-    cut = {"top_k": 50, "top_p": 0.95} if name.startswith("v5p") else {}
-    sampler = dataclasses.replace(config.rollout, **cut)
-    config = dataclasses.replace(config, train=train, rollout=sampler)
-    mesh = topologies.mesh(name, SLICES[name])
-    found = programs.compile_step(
-        config, MODEL, programs.table_shapes(V, tail=4, close=4), mesh, branch_length=32
-    )
-    return {program: each.as_text() for program, each in found.items()}
+    found = compiled_programs.compiled(name)
+    return {program: each.as_text() or "" for program, each in found.items()}
 
 
 def logit_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -124,3 +102,15 @@ def test_decoding_moves_no_weights():
             for _, dims in SHAPE.findall(line.split("metadata")[0]):
                 shape = tuple(map(int, dims.split(",")))
                 assert not {512, V // 2} & set(shape), line
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_memory_and_exchanges_are_as_recorded(name):
+    """A change that is meant is recorded by python -m tests.rpt.compiled_programs."""
+    golden = json.loads(compiled_programs.GOLDEN.read_text())
+    if golden["version"] != compiled_programs.version():
+        pytest.skip(f"recorded with {golden['version']}, not {compiled_programs.version()}")
+    found = json.loads(json.dumps(compiled_programs.summary(name)))
+    for program, expected in golden[name].items():
+        assert found[program] == expected, program
+    assert found.keys() == golden[name].keys()

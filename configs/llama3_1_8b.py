@@ -1,0 +1,46 @@
+"""Llama-3.1-8B's shape, for `rpt.compile`: what eight v5p or sixteen v6e need for it.
+
+    python -m rpt.compile --config=configs/llama3_1_8b.py --topology=v5p:2x2x2
+
+The shape and settings that fit, no weights: to train, set config.data.weights to a folder, which
+brings its own shape, and config.model to None. docs/scaling.md has the compiler's figures.
+
+    parameters                  8.03 billion
+    layers, width, feed-forward 32, 4096, 14336
+    heads, key/value heads      32, 8, of 128
+    vocabulary                  128,256
+    keys and values, a token    131 kB in bfloat16
+    parameters, AdamW           96 GB over all chips; the sampling copy 16.1 GB over the tensor axis
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, paper_rpt
+from rpt.model import config as model_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    switches = common.parse_arg(arg, seed=0)
+    config = paper_rpt.get_config(f"seed={switches.seed}")
+    config.data.weights = ""
+    config.model = common.model(
+        vocab_size=128_256,
+        width=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_width=128,
+        ff_width=14_336,
+        rope_theta=500_000.0,
+        rope_scaling=model_config.Llama3Scaling(8.0, 1.0, 4.0, 8192),
+        norm_epsilon=1e-5,
+        tied_head=False,
+        dtype="bfloat16",
+        remat="full",
+    )
+    config.mesh.fsdp, config.mesh.tensor = -1, 2
+    config.train.seq_len = 2048
+    config.rollout.think_tokens, config.rollout.answer_tokens = 1984, 64
+    config.train.batch_size = 16
+    config.train.micro_branches = 4
+    return config

@@ -1,0 +1,45 @@
+"""Qwen2.5-1.5B's shape, for `rpt.compile`: what a v5e-16 or a v6e-8 needs for it.
+
+    python -m rpt.compile --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
+
+The shape and settings that fit, no weights: to train, set config.data.weights to a folder, which
+brings its own shape, and config.model to None. docs/scaling.md has the compiler's figures.
+
+    parameters                  1.54 billion; head tied to the embedding
+    layers, width, feed-forward 28, 1536, 8960
+    heads, key/value heads      12, 2, of 128
+    vocabulary                  151,936
+    keys and values, a token    28.7 kB in bfloat16
+    parameters, AdamW           18.5 GB over all chips; the sampling copy 3.1 GB on each
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, paper_rpt
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    switches = common.parse_arg(arg, seed=0)
+    config = paper_rpt.get_config(f"seed={switches.seed}")
+    config.data.weights = ""
+    config.model = common.model(
+        vocab_size=151_936,
+        width=1536,
+        num_layers=28,
+        num_heads=12,
+        num_kv_heads=2,
+        head_width=128,
+        ff_width=8960,
+        rope_theta=1e6,
+        norm_epsilon=1e-6,
+        qkv_bias=True,
+        dtype="bfloat16",
+        remat="full",
+    )
+    # Two key/value heads split over two chips at most, and the copy fits whole.
+    config.mesh.fsdp, config.mesh.tensor = -1, 1
+    config.train.seq_len = 2048
+    config.rollout.think_tokens, config.rollout.answer_tokens = 960, 64
+    config.train.batch_size = 64
+    config.train.micro_branches = 4
+    return config

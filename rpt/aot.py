@@ -1,0 +1,313 @@
+"""What a step will need and about how long it will take, read from its compiled programs.
+
+Nothing here has run: memory is the compiler's, FLOPs and bytes are counted in its programs
+(`rpt/hlo_costs.py`), seconds are those over the chip's published rates (`rpt/chips.py`). The time
+of a program is that of the slowest of compute, HBM and links between chips (ICI), each at its full
+rate and perfectly overlapped, so a prediction is a lower bound.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from rpt import chips, hlo_costs, programs, rollout, sharding
+from rpt import config as config_lib
+from rpt.model import config as model_config
+from rpt.model import transformer
+
+UPDATE = ("trunk_forward", "accumulate", "trunk_backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a step, per chip.
+
+    Attributes:
+      runs: how often a step runs it.
+      arguments, results, temporaries: bytes of HBM by the compiler; results without those that
+        take an argument's place.
+      held: bytes of other arrays of the step that live meanwhile: parameters, optimiser state, ...
+      costs: of one run.
+      seconds: of one run, by 'compute', 'HBM' and 'ICI'.
+    """
+
+    name: str
+    runs: int
+    arguments: float
+    results: float
+    temporaries: float
+    held: float
+    costs: hlo_costs.Costs
+    seconds: dict[str, float]
+    compile_seconds: float
+
+    @property
+    def peak(self) -> float:
+        return self.arguments + self.results + self.temporaries + self.held
+
+    @property
+    def bound(self) -> str:
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step_seconds(self) -> float:
+        return self.runs * self.seconds[self.bound]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A step on a slice. `refused` says what the compiler said when a program did not fit; the
+    programs after it are missing then. `tokens` are those of all branches, as they are decoded."""
+
+    topology: str
+    mesh: dict[str, int]
+    chip: chips.Chip
+    programs: tuple[Program, ...]
+    tokens: int
+    fsdp_bound: float
+    refused: str = ""
+
+    @property
+    def largest(self) -> Program:
+        return max(self.programs, key=lambda each: each.peak)
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and self.largest.peak <= self.chip.hbm_bytes
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(each.step_seconds for each in self.programs)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.step_seconds
+
+    @property
+    def fsdp_counted(self) -> float:
+        """Bytes that a chip receives in an update along replica and fsdp."""
+        return sum(
+            each.runs * c.total_bytes
+            for each in self.programs
+            if each.name in UPDATE
+            for c in each.costs.collectives
+            if set(c.axes) & set(sharding.BATCH_AXES)
+        )
+
+
+def model_of(config: config_lib.Config, shape: model_config.ModelConfig | None):
+    """The model to compile: the config's own, or `shape` in the config's dtype and remat.
+
+    Raises:
+      ValueError: neither is given.
+    """
+    if config.model is not None:
+        return config.model
+    if shape is None:
+        raise ValueError(
+            "this config takes its model from data.weights; say its shape with --model=NAME"
+        )
+    return dataclasses.replace(shape, dtype=config.data.dtype, remat=config.data.remat)
+
+
+def compile_report(
+    config: config_lib.Config,
+    model: model_config.ModelConfig,
+    topology: str,
+    mesh: Mesh,
+    *,
+    tail: int = 8,
+    close: int = 8,
+    progress: Callable[[Program, str], None] = lambda program, text: None,
+) -> Report:
+    """Compiles a step and counts it.
+
+    Args:
+      config, model: what is trained.
+      topology: the slice's name, for its rates.
+      mesh: over the slice's devices.
+      tail, close: tokens that the template puts before a thought and behind it.
+      progress: called with every program once it is compiled, and its optimised HLO.
+
+    Raises:
+      ValueError: an unknown slice, or a batch that the mesh does not divide.
+    """
+    sizes = dict(mesh.shape)
+    rows = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+    if config.train.batch_size % rows:
+        raise ValueError(
+            f"batch of {config.train.batch_size} rows does not divide over replica*fsdp={rows} "
+            f"devices; make it a multiple of {rows} or change config.mesh"
+        )
+    tables = programs.table_shapes(model.vocab_size, tail, close)
+    counter = _Counter(config, chips.chip_of(topology), mesh, tables)
+    refused = ""
+
+    def count(name: str, compiled: jax.stages.Compiled, seconds: float) -> None:
+        text = compiled.as_text() or ""
+        progress(counter.add(name, compiled.memory_analysis(), text, seconds), text)
+
+    try:
+        programs.compile_step(config, model, tables, mesh, compiled_one=count)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refused = " ".join(str(error).split())[:400]
+    T = rollout.total_positions(config.rollout, tables)
+    return Report(
+        topology=topology,
+        mesh=sizes,
+        chip=counter.chip,
+        programs=tuple(counter.found.values()),
+        tokens=config.train.batch_size * counter.branches * (T - tail),
+        fsdp_bound=fsdp_bound(model, mesh, passes=1 + counter.micro_batches),
+        refused=refused,
+    )
+
+
+def fsdp_bound(model: model_config.ModelConfig, mesh: Mesh, passes: int) -> float:
+    """Bytes that a chip must receive in an update whose parameters are split over fsdp.
+
+    Each pass (the trunk, and each micro-batch of branches) gathers every weight for the forward,
+    again for the rematerialised backward, and reduces every gradient to its shard; with replicas
+    it also sums the shards over them. All in the model's dtype.
+    """
+    shapes = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+    axes = transformer.logical_axes(model)
+    placed = sharding.parameter_shardings(mesh, axes, shapes)
+    size, total = np.dtype(jax.numpy.dtype(model.dtype)).itemsize, 0.0
+    n, replicas = mesh.shape["fsdp"], mesh.shape["replica"]
+    for shape, where in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True):
+        local = size * math.prod(where.shard_shape(shape.shape))
+        split = "fsdp" in _names(where.spec)
+        if split:
+            total += 3 * local * (n - 1)
+        rest = replicas if split else replicas * n
+        total += local * 2 * (rest - 1) / rest
+    return passes * total
+
+
+def links(mesh: Mesh, chip: chips.Chip, axes: tuple[str, ...]) -> int:
+    """Links of a chip that carry a collective along mesh axes: for every axis of the torus along
+    which the chips of a group differ one, or two where the group is a whole axis that is closed to
+    a ring. Links that groups share count for each, so a time from it is a lower bound."""
+    devices = np.asarray(mesh.devices)
+    coords = np.array([d.coords for d in devices.flat]).reshape(*devices.shape, -1)
+    extent = coords.reshape(-1, coords.shape[-1]).max(0) + 1
+    first: Any = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
+    group = coords[first].reshape(-1, coords.shape[-1])
+    places = [len(set(column)) for column in group.T]
+    ring = [n == size and size % chip.wrap == 0 for n, size in zip(places, extent, strict=True)]
+    return max(1, sum(1 + closed for n, closed in zip(places, ring, strict=True) if n > 1))
+
+
+def logits_moved(
+    costs: hlo_costs.Costs, model: model_config.ModelConfig, mesh: Mapping[str, int]
+) -> list[hlo_costs.Collective]:
+    """Collectives of arrays with the vocabulary (or a shard of it) as an axis that are no matrix of
+    the head: none is expected."""
+    vocab = {model.vocab_size, model.vocab_size // mesh["tensor"]}
+    widths = {model.width // n for n in (1, mesh["fsdp"], mesh["tensor"])}
+    return [
+        each
+        for each in costs.collectives
+        if any(
+            vocab & set(a.shape) and not widths & set(a.shape) and a.dtype in ("f32", "bf16")
+            for a in each.arrays
+        )
+    ]
+
+
+def summary(memory: Any, text: str, mesh: Mapping[str, int]) -> dict[str, Any]:
+    """What should not grow unseen: HBM by the compiler, FLOPs, bytes received by kind and axis."""
+    costs = hlo_costs.count(text, mesh)
+    received = {f"{kind} {axes}": round(n) for (kind, axes), n in costs.by_kind_and_axis().items()}
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "flops": round(costs.flops),
+        "received": received,
+    }
+
+
+def _names(spec: PartitionSpec) -> set[str]:
+    return {name for part in spec if part for name in ([part] if isinstance(part, str) else part)}
+
+
+class _Counter:
+    """Programs as they are compiled, with what lives beside each."""
+
+    def __init__(self, config, chip: chips.Chip, mesh: Mesh, tables: rollout.Tables):
+        self.chip, self.mesh = chip, mesh
+        self.branches = config.positions.cuts_per_document * config.rollout.group_size
+        trained = config.reward.groups_per_document * config.rollout.group_size or self.branches
+        self.micro_batches = -(-trained // config.train.micro_branches)
+        T = rollout.total_positions(config.rollout, tables)
+        self.decode_steps = T - tables.tail_ids.shape[0]
+        self.found: dict[str, Program] = {}
+        self._kept: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, memory: Any, text: str, compile_seconds: float) -> Program:
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        trips = self.decode_steps if name == "decode" else 1
+        costs = hlo_costs.count(text, self.mesh.shape, unknown_trips=trips)
+        self._kept[name] = (memory.argument_size_in_bytes, memory.output_size_in_bytes)
+        program = Program(
+            name=name,
+            runs=self.micro_batches if name == "accumulate" else 1,
+            arguments=memory.argument_size_in_bytes,
+            results=results,
+            temporaries=memory.temp_size_in_bytes,
+            held=0.0,
+            costs=costs,
+            seconds=self._seconds(costs),
+            compile_seconds=compile_seconds,
+        )
+        self.found[name] = program
+        self._hold()
+        return self.found[name]
+
+    def _seconds(self, costs: hlo_costs.Costs) -> dict[str, float]:
+        rate = self.chip.link_bytes_per_second
+        ici = sum(
+            each.total_bytes / (links(self.mesh, self.chip, each.axes) * rate)
+            for each in costs.collectives
+            if each.axes
+        )
+        return {
+            "compute": costs.flops / self.chip.bf16_flops,
+            "HBM": costs.hbm_bytes / self.chip.hbm_bytes_per_second,
+            "ICI": ici,
+        }
+
+    def _hold(self) -> None:
+        """Adds to every program what it does not see but what lives: filled in as sizes are known,
+        last by the optimiser, whose arguments are the parameters, its state and the gradients."""
+        if "optimizer" not in self._kept:
+            return
+        results = self._kept["optimizer"][1]
+        copied, params = self._kept["sampling_copy"][1], self._kept["sampling_copy"][0]
+        state = max(results - params, 0.0)
+        kv = self._kept["prepare_trunk"][0]
+        backward = max(self._kept["trunk_forward"][1] - kv, 0.0)
+        held = {
+            "score": state,
+            "sampling_copy": state + kv,
+            "prepare_trunk": state + params + copied,
+            "start": state + params + copied + 2 * kv,
+            "prefill": state + params + kv,
+            "decode": state + params + kv,
+            "trunk_forward": state,
+            "accumulate": state + backward,
+            "trunk_backward": state + params,
+            "optimizer": 0.0,
+        }
+        self.found = {
+            name: dataclasses.replace(each, held=held[name]) for name, each in self.found.items()
+        }

@@ -1,0 +1,181 @@
+"""What rpt.compile prints: memory, bounds, links, and whether a step fits."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from jax.sharding import AbstractMesh
+
+from configs import llama3_1_8b, mini, qwen2_5_1_5b, r1_distill_qwen_14b
+from kernels import models
+from rpt import aot, chips, compile_tables, hlo, hlo_costs, sharding, topologies
+from rpt import config as config_lib
+from rpt.model import config as model_config
+from rpt.model import transformer
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+needs_libtpu = pytest.mark.skipif(
+    topologies.library() is None, reason="libtpu is not installed: make test installs it"
+)
+SHAPES = {
+    "qwen2.5_1.5b": qwen2_5_1_5b,
+    "llama3.1_8b": llama3_1_8b,
+    "qwen2.5_14b": r1_distill_qwen_14b,
+}
+
+
+def program(name: str = "decode", **fields) -> aot.Program:
+    values = {
+        "runs": 1, "arguments": 1e9, "results": 0.0, "temporaries": 0.0, "held": 0.0,
+        "costs": hlo_costs.Costs(), "seconds": {"compute": 1.0, "HBM": 2.0, "ICI": 0.5},
+        "compile_seconds": 0.0,
+    }  # fmt: skip
+    return aot.Program(name=name, **(values | fields))
+
+
+def report(*programs: aot.Program, **fields) -> aot.Report:
+    values = {
+        "topology": "v5e:2x4", "mesh": {"replica": 1, "fsdp": 4, "tensor": 2},
+        "chip": chips.CHIPS["v5e"], "tokens": 100, "fsdp_bound": 0.0,
+    }  # fmt: skip
+    return aot.Report(programs=programs, **(values | fields))
+
+
+def test_the_slowest_of_three_bounds_a_program_and_runs_multiply_it():
+    made = report(program(), program("accumulate", runs=3))
+    assert made.programs[0].bound == "HBM"
+    assert made.step_seconds == 2.0 + 3 * 2.0
+    assert made.tokens_per_second == 100 / 8
+
+
+def test_what_lives_elsewhere_counts_for_whether_it_fits():
+    assert report(program(arguments=9e9)).fits
+    full = report(program(arguments=9e9, held=8e9))
+    assert not full.fits
+    assert "does not fit: decode needs 17 GB" in compile_tables.of_report(full, MODEL)
+
+
+def test_what_the_compiler_refuses_does_not_fit():
+    refused = report(program(), refused="Ran out of memory")
+    assert not refused.fits
+    assert "does not fit: Ran out" in compile_tables.of_report(refused, MODEL)
+
+
+MODEL = model_config.ModelConfig(
+    vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, ff_width=48,
+    dtype="bfloat16",
+)  # fmt: skip
+
+
+def test_the_bound_of_fsdp_by_hand():
+    """Everything but the norms of a head alone is split over width 32, here over 4 chips; half of
+    it lies on the other chip of the tensor axis."""
+    D, L = 32, 2
+    split = 64 * D + L * (D * 4 * 8 * 2 + D * 2 * 8 * 2 + 3 * D * 48)
+    norms = (2 * L + 1) * D
+    gathered = split // 2 + norms
+    once = 2 * gathered * 3 / 4
+    mesh = AbstractMesh((1, 4, 2), sharding.MESH_AXES)
+    assert aot.fsdp_bound(MODEL, mesh, passes=5) == 5 * 3 * once
+    # Two replicas of 4 x 1 sum shards over each other.
+    mesh = AbstractMesh((2, 4, 1), sharding.MESH_AXES)
+    one = 2 * (split + norms)
+    assert aot.fsdp_bound(MODEL, mesh, passes=1) == 3 * one * 3 / 4 + one / 4 * 2 * 1 / 2
+
+
+def test_logits_on_their_way_are_seen():
+    def moved(*shape):
+        array = hlo.Array("f32", shape, True)
+        costs = hlo_costs.Costs(
+            collectives=(hlo_costs.Collective("all-gather", ("tensor",), 1.0, 1, (array,)),)
+        )
+        return aot.logits_moved(costs, wide, {"fsdp": 4, "tensor": 2})
+
+    wide = dataclasses.replace(MODEL, vocab_size=50_000)
+    assert moved(128, 25_000)
+    assert moved(128, 50_000)
+    assert not moved(25_000, 8)
+    assert not moved(128, 32)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_config_has_the_shape_of_its_model(name):
+    config = config_lib.from_config_dict(SHAPES[name].get_config())
+    assert config.model is not None
+    expected = model_config.named(name)
+    for field in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "ff_width",
+                  "head_width", "qkv_bias", "tied_head"):  # fmt: skip
+        assert getattr(config.model, field) == getattr(expected, field), field
+
+
+@pytest.mark.parametrize(
+    ("module", "billions"), [(qwen2_5_1_5b, 1.54), (llama3_1_8b, 8.03), (r1_distill_qwen_14b, 14.8)]
+)
+def test_a_config_has_as_many_parameters_as_its_docstring_says(module, billions):
+    config = config_lib.from_config_dict(module.get_config())
+    assert config.model is not None
+    assert transformer.num_parameters(config.model) / 1e9 == pytest.approx(billions, abs=0.05)
+    assert f"{billions:g} billion" in (module.__doc__ or "")
+
+
+def test_a_config_without_a_shape_needs_one():
+    config = config_lib.from_config_dict(mini.get_config())
+    bare = dataclasses.replace(config, model=None)
+    with pytest.raises(ValueError, match="--model"):
+        aot.model_of(bare, None)
+    given = aot.model_of(bare, model_config.named("smollm2_135m"))
+    assert given.num_layers == models.MODELS["smollm2_135m"].L
+
+
+def test_unknown_generations_are_named():
+    with pytest.raises(ValueError, match="v9:2x2"):
+        chips.chip_of("v9:2x2")
+
+
+@needs_libtpu
+def test_links_of_an_axis():
+    """A v5p cube closes its axes to rings, a small v5e slice does not. Devices are numbered host
+    by host, 2 x 2 chips each, so 4 of tensor are a square and no ring; 16 of fsdp take every other
+    chip of two axes and all of the third."""
+    cube = topologies.mesh("v5p:4x4x4", sharding.MeshConfig(fsdp=16, tensor=4))
+    assert aot.links(cube, chips.CHIPS["v5p"], ("tensor",)) == 2
+    assert aot.links(cube, chips.CHIPS["v5p"], ("fsdp",)) == 4
+    assert aot.links(cube, chips.CHIPS["v5p"], ("fsdp", "tensor")) == 6
+    flat = topologies.mesh("v5e:2x4", sharding.MeshConfig(fsdp=8))
+    assert aot.links(flat, chips.CHIPS["v5e"], ("fsdp",)) == 2
+
+
+def compile_command(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rpt.compile", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@needs_libtpu
+def test_the_command_says_what_does_not_fit(tmp_path):
+    """More documents than the first program has room for: nothing else is compiled."""
+    out = tmp_path / "report.json"
+    ended = compile_command(
+        "--config=configs/mini.py", "--topology=v5e:2x2", f"--out={out}",
+        "--config.train.batch_size=2097152",
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert "does not fit" in ended.stdout
+    assert json.loads(out.read_text())["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config=configs/mini.py"], "--topology"),
+        (["--topology=v5e:2x4"], "--config"),
+        (["--config=configs/smollm2_pydoc.py", "--topology=v5e:2x4"], "--model"),
+    ],
+)
+def test_mistakes_are_one_line(flags, said):
+    ended = compile_command(*flags)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line
