@@ -10,8 +10,9 @@ BIN = $(VENV)/bin
 demo: $(VENV)/installed-plot
 	$(BIN)/python -m rpt.experiment --config=$(CONFIG) --workdir=$(WORKDIR)
 
+# Two processes, a file at a time: the tests of a file share what they compile.
 test: lint $(VENV)/libtpu
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # data/ and its tests where there is no jax.
 test-data: $(VENV)-data/installed

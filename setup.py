@@ -46,6 +46,7 @@ setuptools.setup(
         "dev": [
             "matplotlib>=3.10,<4",
             "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
             *TFDS,
             *SEQIO,
             "hypothesis>=6.150,<7",
