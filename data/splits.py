@@ -1,22 +1,23 @@
 """Train, validation and test splits that do not leak, made before any chunking.
 
-Documents that share a run of 13 words (separated by white space, exactly equal) belong together,
-and connected groups go whole to one split. So no 13-word run of a held-out document occurs in train
-and `covered_share` is 0 by construction; it is there to judge other ways of splitting. Text without
-spaces between words needs another unit.
+Documents that share a run of 13 words belong together, and connected groups go whole to one split.
+Words are those of data/deduplication.py, so a copy in other case or with other punctuation is a
+copy. So no 13-word run of a held-out document occurs in train and `covered_share` is 0 by
+construction; it is there to judge other ways of splitting.
 
-Python's documentation (`pydoc_data.topics` of CPython 3.11.7: 79 topics, 65 501 words) shows why.
+Python's documentation (`pydoc_data.topics` of CPython 3.11.7: 79 topics, 65 024 words) shows why.
 Measured:
 
                                                                      words covered if a random
                                          number  groups  largest     tenth is held out (6 seeds)
-    topics as they are                       79      53  39% words    0 - 90%
-    `distinct_sections` of the topics       166     151   6% words  0.3 - 3.2%
+    topics as they are                       79      52  40% words  0.2 - 50%
+    `distinct_sections` of the topics       166     148   7% words  0.4 - 2.4%
 
 The second row, dealt by groups (`pydoc?split=...`), is what this project uses: over seeds 0 - 4
-train holds 82 - 84% of the 52 366 words, validation 8.1 - 8.6%, test 8.0 - 9.6%, and 0% of the
-held-out words are covered. The text differs between Python versions (44 659 words in 3.6, 56 289 in
-3.13); each held-out split has 8 - 10% in all of 3.6 - 3.13.
+train holds 82 - 83% of the 51 765 words, validation 8.2 - 8.9%, test 8.0 - 9.0%, and 0% of the
+held-out words are covered. The text differs between Python versions (3.6 has 15% fewer words than
+3.11). Until words were normalised here, a run had to be equal in case and punctuation: figures of
+pydoc splits from before may differ.
 """
 
 import array
@@ -27,6 +28,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+from data import deduplication
 
 NAMES = ("train", "validation", "test")
 OPTIONS = ("split", "split_seed", "validation", "test")
@@ -60,7 +63,7 @@ class Dealt(NamedTuple):
 
     Fields:
         documents: ascending numbers of the documents.
-        words: how many words they have.
+        words: how many words they have, as `deduplication.words` counts.
         covered: how many of these lie in a 13-word run that train has too; of train, all do.
     """
 
@@ -136,7 +139,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def group_labels(texts: Sequence[str]) -> np.ndarray:
-    """int [documents]: equal for documents connected by shared 13-word runs, or with equal words.
+    """int [documents]: equal for documents connected by shared 13-word runs, or of equal words.
 
     Exact: runs are compared by rank, not by hash.
     """
@@ -179,12 +182,17 @@ def _read(texts: Iterable[str], digests: list[bytes] | None = None) -> _Corpus:
     number_of: dict[str, int] = {}
     numbers, lengths = array.array("i"), array.array("q")
     for text in texts:
-        words = text.split()
+        words = _words(text)
         numbers.extend([number_of.setdefault(w, len(number_of)) for w in words])
         lengths.append(len(words))
         if digests is not None:
             digests.append(hashlib.sha256(text.encode()).digest())
     return _Corpus(np.array(numbers, np.int32), np.array(lengths, np.int64))
+
+
+def _words(text: str) -> list[str]:
+    # Texts without a letter or digit are told apart by what they have.
+    return deduplication.words(text) or text.split()
 
 
 def _group_labels(corpus: _Corpus, runs: _Runs) -> np.ndarray:

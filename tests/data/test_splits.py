@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from data import deduplication, sources, splits
 from data import records as records_lib
-from data import sources, splits
 
 FRACTIONS = {"train": 0.84, "validation": 0.08, "test": 0.08}
 
@@ -15,7 +15,7 @@ def words(records):
 
 
 def runs(text):
-    split = text.split()
+    split = deduplication.words(text)
     return {tuple(split[i : i + 13]) for i in range(len(split) - 12)}
 
 
@@ -24,7 +24,7 @@ def covered_by_hand(held_out, train):
     known = set().union(*map(runs, train))
     covered = total = 0
     for text in held_out:
-        split = text.split()
+        split = deduplication.words(text)
         hit = [False] * len(split)
         for i in range(len(split) - 12):
             if tuple(split[i : i + 13]) in known:
@@ -115,6 +115,28 @@ def test_duplicates_stay_together():
     seen = [{record.text for record in part} for part in dealt.values()]
     assert not seen[0] & seen[1]
     assert not seen[2] & (seen[0] | seen[1])
+
+
+def disguised(text):
+    return text.upper().replace(" ", ", ") + "!"
+
+
+@pytest.mark.parametrize("words", [5, 20])
+def test_copies_in_other_case_and_punctuation_stay_together(words):
+    plain = [" ".join(f"w{i}x{k}" for k in range(words)) for i in range(30)]
+    labels = splits.group_labels([*plain, *map(disguised, plain)]).tolist()
+    assert labels[:30] == labels[30:]
+    assert len(set(labels)) == 30
+    assert splits.covered_share([plain[0]], [disguised(plain[0])]) == (words >= 13)
+    records = records_lib.from_texts([*plain, *map(disguised, plain)]).records
+    dealt = splits.split_documents(records, 0, FRACTIONS)
+    seen = [{tuple(deduplication.words(r.text)) for r in part} for part in dealt.values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 30
+
+
+def test_texts_without_words_are_told_apart_by_what_they_have():
+    labels = splits.group_labels(["!!!", "???", "!!!"]).tolist()
+    assert labels[0] == labels[2] != labels[1]
 
 
 def test_mistakes_are_named():
