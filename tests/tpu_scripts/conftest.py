@@ -61,6 +61,8 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # What was started in the background has Ctrl-C ignored, and passes that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             out, error = process.communicate(timeout=300)

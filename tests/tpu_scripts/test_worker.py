@@ -20,7 +20,7 @@ def worker(cloud):
     def run(*words: str, status: int = 0) -> str:
         command = ["bash", cloud.checkout / "tpu_scripts/worker.sh", *words]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=30, check=False
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
