@@ -22,7 +22,6 @@ in datasketch 2.0 takes 2.5 milliseconds. Its full-set digest does not depend on
 
 import functools
 import hashlib
-import importlib
 import math
 import re
 import unicodedata
@@ -30,6 +29,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from data import extras
 
 THRESHOLD = 0.8
 SHINGLE_WORDS = 5
@@ -96,7 +97,7 @@ class Sketches:
     def __init__(self, documents: int, threshold: float):
         self._threshold = threshold
         count, self._rows = bands(threshold)
-        self._rensa = _import_rensa()
+        self._rensa: Any = extras.load("rensa", "data")
         self._hash = np.zeros((count, documents), np.uint64)
         self._bytes = np.zeros((documents, _PERMUTATIONS), np.uint8)
 
@@ -157,12 +158,3 @@ def _previous(hashes: np.ndarray) -> np.ndarray:
     equal = hashes[order[1:]] == hashes[order[:-1]]
     previous[order[1:][equal]] = order[:-1][equal]
     return previous
-
-
-def _import_rensa() -> Any:
-    try:
-        return importlib.import_module("rensa")
-    except ImportError as error:
-        raise ValueError(
-            "duplicates=near needs the package rensa: pip install 'rpt-jax[data]'"
-        ) from error

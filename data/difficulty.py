@@ -21,8 +21,6 @@ a training run with the same three gets from the index what the proxy would say 
 """
 
 import dataclasses
-import hashlib
-import importlib
 import json
 import math
 import pathlib
@@ -32,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import pipeline
+from data import arrayrecords, extras, pipeline, shards
 
 VERSION = 1
 MANIFEST, IDS = "manifest.json", "ids.npy"
@@ -137,7 +135,7 @@ class Writer:
 
     def __init__(self, folder: pathlib.Path, about: About):
         self._folder, self.about = folder, about
-        self._array_record = _import_array_record()
+        self._array_record = extras.load("array_record.python.array_record_module", "data")
         own = json.loads(json.dumps(dataclasses.asdict(about)))
         self._manifest = {"version": VERSION, "complete": False, "about": own, "shards": []}
         if (folder / MANIFEST).is_file():
@@ -183,17 +181,18 @@ class Writer:
         assert documents == len(self.about.shards[self.shards_done])
         partial.replace(path)
         counts = {"documents": documents, "tokens": tokens, **cost}
-        self._manifest["shards"].append({"file": path.name, "sha256": _sha256(path), **counts})
+        shard = {"file": path.name, "sha256": shards.sha256(path), **counts}
+        self._manifest["shards"].append(shard)
         self._save()
 
     def finish(self) -> dict[str, Any]:
         """Writes the ids and marks the index complete; returns the manifest."""
         ids = []
-        for shard in self._manifest["shards"]:
-            reader = self._array_record.ArrayRecordReader(str(self._folder / shard["file"]))
-            for place in range(reader.num_records()):
-                ids.append(_HEAD.unpack_from(reader.read([place])[0])[0])
-            reader.close()
+        paths = [self._folder / shard["file"] for shard in self._manifest["shards"]]
+        reader = arrayrecords.Reader(paths)
+        for shard in range(len(paths)):
+            for place in range(reader.length(shard)):
+                ids.append(_HEAD.unpack_from(reader.read(shard, place))[0])
         # Of equal documents the first counts; they have the same scores.
         table = np.stack(np.unique(np.array(ids, np.int64), return_index=True))
         with (self._folder / (IDS + ".partial")).open("wb") as file:
@@ -234,13 +233,11 @@ class Index:
         self.about = About(**{**found, "header_ids": tuple(found["header_ids"])})
         self._folder = folder
         self._ids, self._places = np.load(folder / IDS, mmap_mode="r")
-        module = _import_array_record()
-        self._readers = []
-        for shard in self.manifest["shards"]:
-            path = folder / shard["file"]
+        paths = [folder / shard["file"] for shard in self.manifest["shards"]]
+        for path in paths:
             if not path.is_file():
-                raise FileNotFoundError(f"the difficulty index {folder} lacks {shard['file']}")
-            self._readers.append(module.ArrayRecordReader(str(path)))
+                raise FileNotFoundError(f"the difficulty index {folder} lacks {path.name}")
+        self._reader = arrayrecords.Reader(paths)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -248,8 +245,8 @@ class Index:
     @property
     def cost(self) -> tuple[int, int]:
         """(tokens, FLOPs) that the proxy executed for it."""
-        shards = self.manifest["shards"]
-        return sum(s["scored_tokens"] for s in shards), sum(s["flops"] for s in shards)
+        done = self.manifest["shards"]
+        return sum(shard["scored_tokens"] for shard in done), sum(shard["flops"] for shard in done)
 
     def get(self, document_id: int) -> Scores | None:
         """What the proxy said about a document, or None if it is not in the index."""
@@ -257,7 +254,7 @@ class Index:
         if place == len(self._ids) or self._ids[place] != document_id:
             return None
         shard, offset = divmod(int(self._places[place]), self.about.shard_documents)
-        entry = decode(self._readers[shard].read([offset])[0])
+        entry = decode(self._reader.read(shard, offset))
         if entry.document_id != document_id:
             raise ValueError(f"{self._folder / shard_name(shard)} is damaged: record {offset}")
         return entry.scores
@@ -310,17 +307,3 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the manifest of a difficulty index: {error}") from None
     return manifest
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _import_array_record() -> Any:
-    try:
-        return importlib.import_module("array_record.python.array_record_module")
-    except ImportError as error:
-        raise ValueError(
-            "a difficulty index needs the package array_record: pip install 'rpt-jax[data]'"
-        ) from error

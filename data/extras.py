@@ -14,7 +14,7 @@ def load(module: str, extra: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"this source needs {module.partition('.')[0]}: pip install 'rpt-jax[{extra}]' "
+            f"this needs {module.partition('.')[0]}: pip install 'rpt-jax[{extra}]' "
             f"({' '.join(str(error).split())})"
         ) from error
 

@@ -23,7 +23,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data import recipes, records, shards, sources, tokenizers
+from data import commands, recipes, records, shards, sources, tokenizers
 
 _FINGERPRINT_DOCUMENTS = 64
 _SECONDS_BETWEEN_LINES = 5.0
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=progress,
             )
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {commands.one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on at the first unfinished shard")

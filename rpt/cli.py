@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data import cache
+from data import cache, commands
 
 # OSError: a file or folder that is missing, of the wrong kind, not permitted, or a full disk.
 USER_ERRORS = (ValueError, OSError)
@@ -62,7 +62,7 @@ def report(program: Callable[[], Any]) -> None:
     except Stopped as stopped:
         print(stopped)
     except USER_ERRORS as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {commands.one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -103,16 +103,10 @@ def _unknown_name(error: Exception, argv: list[str]) -> str:
     name = words[-1 if "Attempting to lookup" in text else 0]
     given = [arg for arg in argv if re.match(rf"--config\.([\w.]*\.)?{name}\b", arg)]
     if not given:
-        return f"the config cannot be read: {_one_line(error)}"
+        return f"the config cannot be read: {commands.one_line(error)}"
     meant = re.search(r'Did you mean "(\w+)"', text)
     hint = f"; did you mean {meant.group(1)!r}?" if meant else ""
     return f"{given[0]}: the config has no field {name!r} there{hint}"
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 class StopSignal:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -206,6 +207,17 @@ def test_mistakes_are_one_line(spec, proxy, built, tmp_path):
         difficulty.Index(tmp_path, TOKENIZER.digest())
     with pytest.raises(ValueError, match="not both"):
         config.PositionsConfig(proxy="a", index="b")
+
+
+def test_a_damaged_shard_is_named_in_one_line(spec, built, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(built, folder)
+    shard = folder / difficulty.shard_name(0)
+    shard.write_bytes(shard.read_bytes()[:-200])
+    source = sources.open_source(spec)
+    with pytest.raises(ValueError, match=shard.name) as error:
+        difficulty.Index(folder, TOKENIZER.digest()).get(source[0].document_id)
+    assert "\n" not in str(error.value)
 
 
 # ---- training ------------------------------------------------------------------------------------
