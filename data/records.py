@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from data import digests
+
 MAX_BYTES = 16 * 2**20
 
 
@@ -35,7 +37,8 @@ class Source(Protocol):
     """Random access to documents.
 
     Fields:
-        counts: records that were left out when the source was opened, by reason; empty if none.
+        counts: records that were left out when the source was opened, by reason; and, under names
+            that begin with `NOTED`, what else is known of it. Empty if nothing.
     """
 
     @property
@@ -44,6 +47,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def digest(self) -> int:
+        """Tells an edited corpus from the same one (data/digests.py)."""
+        ...
 
 
 class Fault(ValueError):
@@ -88,6 +95,9 @@ class ListSource:
     def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
+    def digest(self) -> int:
+        return digests.of_ids(record.document_id for record in self.records)
+
 
 def from_texts(texts: Sequence[str]) -> ListSource:
     return ListSource([of_text(text) for text in texts])
@@ -109,6 +119,9 @@ class Concatenated:
         part = bisect.bisect_right(self.ends, index)
         return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 
+    def digest(self) -> int:
+        return digests.joined((part.digest(), len(part)) for part in self.parts)
+
 
 def concatenated(parts: Sequence[Source]) -> Source:
     ends = list(itertools.accumulate(len(part) for part in parts))
@@ -127,6 +140,9 @@ class Counted:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[index]
+
+    def digest(self) -> int:
+        return self.source.digest()
 
 
 class Guard:

@@ -20,9 +20,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data import cache, records
+from data import cache, digests, records
 
-VERSION = 1
+VERSION = 2
 # What the documents' texts of a shard come to where no number of shards is asked for.
 SHARD_BYTES = 256 * 2**20
 # Records compressed together: fewer compress worse, more make a random read slower.
@@ -201,6 +201,7 @@ def _write_shard(
     library = importlib.import_module("array_record.python.array_record_module")
     writer = library.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     done = {"documents": 0, "text_bytes": 0, "tokens": 0}
+    content = digests.Running()
     before = [sum(shard[key] for shard in state.shards) for key in ("documents", "text_bytes")]
     try:
         while state.position != end and done["text_bytes"] < (SHARD_BYTES if end is None else 1e99):
@@ -215,6 +216,7 @@ def _write_shard(
             else:
                 raw = encode(item)
                 writer.write(raw)
+                content.add(item.document_id)
                 done["documents"] += 1
                 done["text_bytes"] += len(item.text.encode())
                 done["tokens"] += plan.token_count(item.text) if plan.token_count else 0
@@ -226,7 +228,7 @@ def _write_shard(
         writer.close()
     if plan.token_count is None:
         del done["tokens"]
-    return {**done, "bytes": path.stat().st_size}
+    return {**done, "bytes": path.stat().st_size, "digest": digests.shown(content.value)}
 
 
 def _manifest(plan: Plan, guard: records.Guard, state: _State) -> dict[str, Any]:
@@ -264,7 +266,8 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if manifest["version"] != VERSION:
             raise ValueError(f"it has version {manifest['version']}, not {VERSION}")
-        _ = [(s["file"], s["documents"], s["bytes"], s["sha256"]) for s in manifest["shards"]]
+        needed = ("file", "documents", "bytes", "sha256", "digest")
+        _ = [shard[key] for shard in manifest["shards"] for key in needed]
         _ = manifest["identity"], manifest["skipped"], manifest["faults"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error!r}; prepare the folder again") from error
