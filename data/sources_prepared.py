@@ -49,7 +49,7 @@ def open_prepared(path: str, options: dict[str, str], guard: records.Guard) -> r
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} (source 'prepared')")
     manifest = shards.read_manifest(folder)
-    for reason, number in manifest["skipped"].items():
+    for reason, number in shards.counts_of(manifest).items():
         guard.count(reason, number)
     return _source(folder, manifest, guard)
 

@@ -43,7 +43,7 @@ class Gate:
         gate = experiment.pretrain.gate
         template = formats.load_template(experiment.data.template)
         header = loading.header_ids(tokenizer, template.header, experiment.data.add_bos)
-        mix = pipeline.Mix(source=sources.open_source(gate.spec), weight=1.0, name="gate")
+        mix = loading.open_mix(gate.spec, weight=1.0, name="gate")
         self._batch = next(
             pipeline.trunk_batches(
                 [mix],

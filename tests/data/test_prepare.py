@@ -171,11 +171,11 @@ def test_another_source_is_refused(spec, tmp_path):
         prepare.prepare(spec, out, shard_count=2)
     with pytest.raises(ValueError, match="was prepared with tokenizer_digest None"):
         prepare.prepare(spec, out, tokenizer="bytes")
-    with pytest.raises(ValueError, match="was prepared with fingerprint"):
+    with pytest.raises(ValueError, match="was prepared with digest"):
         prepare.prepare("pydoc", out)
     # The same spec, but the file has changed.
     corpora.write_jsonl(tmp_path / "a.jsonl", corpora.TEXTS[:5])
-    with pytest.raises(ValueError, match="was prepared with fingerprint"):
+    with pytest.raises(ValueError, match="was prepared with digest"):
         prepare.prepare(spec, out)
     assert files_of(out) == before
     (tmp_path / "other").mkdir()

@@ -25,7 +25,7 @@ AWKWARD = [
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def tokenizer(request):
-    return train_tokenizer.train(records.from_texts(CODE), 360, kind=request.param)
+    return train_tokenizer.train(records.from_texts(CODE), 360, records.Guard(), kind=request.param)
 
 
 def test_it_opens_with_load_and_is_smaller_than_bytes(tokenizer, tmp_path):
@@ -74,17 +74,21 @@ def test_white_space_is_no_special_token(tokenizer):
 
 def test_the_same_text_gives_the_same_file():
     source = records.from_texts(CODE)
-    first, again = (train_tokenizer.train(source, 300, seed=4) for _ in range(2))
+    first, again = (train_tokenizer.train(source, 300, records.Guard(), seed=4) for _ in range(2))
     assert first.model == again.model
 
 
 def test_a_sample_is_whole_documents_up_to_the_limit():
     source = records.from_texts([f"{i:03d} " * 10 for i in range(100)])
-    lines = list(train_tokenizer._lines(source, 1000, seed=0))
+    lines = list(train_tokenizer._lines(source, records.Guard(), 1000, seed=0))
     assert sum(map(len, lines)) == 1000
-    assert lines != list(train_tokenizer._lines(source, 1000, seed=1))
+    assert lines != list(train_tokenizer._lines(source, records.Guard(), 1000, seed=1))
     long = records.from_texts(["x" * 10_000 + "\n"])
-    assert list(map(len, train_tokenizer._lines(long, 10**6, seed=0))) == [4000, 4000, 2001]
+    assert list(map(len, train_tokenizer._lines(long, records.Guard(), 10**6, seed=0))) == [
+        4000,
+        4000,
+        2001,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_a_sample_is_whole_documents_up_to_the_limit():
 def test_mistakes_are_one_line(vocab_size, special, message):
     source = records.from_texts(CODE)
     with pytest.raises(ValueError, match=message):
-        train_tokenizer.train(source, vocab_size, special_tokens=special)
+        train_tokenizer.train(source, vocab_size, records.Guard(), special_tokens=special)
 
 
 def test_the_command_writes_a_model(tmp_path):
