@@ -7,7 +7,8 @@ A folder, written once by `python -m rpt.index`, read at random by document id:
     ids.npy                         int64 [2, documents]: ids, ascending, and where each lies
 
 A document that could not be read (`on_fault=skip` of the source) keeps its place: its record has
-no tokens and the id -1, which is no document's. A record is little-endian: document id (int64), tokens n (uint32), then two uint16 [n]:
+no tokens and the id -1, which is no document's. A record is little-endian: document id (int64),
+tokens n (uint32), then two uint16 [n]:
 
     entropy     filter_entropy (top 16, renormalised) of the prediction of each token;
                 steps of ln(16) / 65534, so within 2.2e-5 nats

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from data import digests
 
@@ -159,7 +159,7 @@ class Guard:
         faults: (reason, where, message) of those skipped, in the order met.
 
     Args:
-        before: faults that another guard has met: they count towards `max_faults`, and nowhere else.
+        before: faults that another guard has met: they count towards `max_faults`, nowhere else.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Guard:
                 "need on_fault=fail or skip, max_faults >= 0, max_bytes >= 1, "
                 f"not {on_fault!r}, {max_faults} and {max_bytes}"
             )
-        self.on_fault = cast(OnFault, on_fault)
+        self.on_fault: OnFault = "skip" if on_fault == "skip" else "fail"
         self.max_faults = max_faults
         self.max_bytes = max_bytes
         self._before = before

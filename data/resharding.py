@@ -92,7 +92,8 @@ def reshard(states: Sequence[Mapping[str, Any]], shard_count: int) -> list[dict[
     """States for `shard_count` shards that together read what the old ones had still to read.
 
     For each source, the new shards' numbers of documents left differ by at most one. Counts are
-    dealt evenly, so that their sums stay, and so are the records that could not be used; a packed stream's waiting windows go round robin.
+    dealt evenly, so that their sums stay; a packed stream's waiting windows go round robin, and so
+    do the records that any old shard could not use.
 
     Args:
         states: `get_state()` of every shard of one stream, in order, each from any moment.

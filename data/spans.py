@@ -3,7 +3,7 @@
 One pass over the file checks every record and notes where it lies: three numbers a document (line
 number from 1, byte offset, bytes). For a file of more than 16 MiB they lie in the cache, are mapped
 into memory when read, and are found again at the next start, so neither memory nor the time of a
-second start grows with the file. The digest of the documents, made in the same pass, lies with them.
+second start grows with the file. The documents' digest, made in the same pass, lies beside them.
 """
 
 import dataclasses

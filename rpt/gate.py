@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from data import pipeline, sources, tokenizers
+from data import pipeline, tokenizers
 from rpt import config, formats, ledger, loading, rollout, scoring
 from rpt.model import config as model_config
 

@@ -245,13 +245,14 @@ def test_a_waiting_window_that_vanished_is_a_fault():
     stream = packed([pipeline.Mix(source, 1.0, "corpus")])
     while not stream.get_state()["waiting"]:
         next(stream)
-    state, waiting = stream.get_state(), len(stream.get_state()["waiting"])
+    state = stream.get_state()
+    waiting = {ordinal for _, ordinal, _ in state["waiting"]}
     source.faulty = lambda index: True
     with pytest.raises(records.Fault, match="is gone"):
         packed([pipeline.Mix(source, 1.0, "corpus")]).set_state(state)
     skipping = packed([pipeline.Mix(source, 1.0, "corpus", "skip")])
     skipping.set_state(state)
-    assert skipping.counts()["skipped_faults"] == waiting
+    assert skipping.counts()["skipped_faults"] == len(waiting) > 1
 
 
 def test_a_document_that_became_shorter_is_a_fault():

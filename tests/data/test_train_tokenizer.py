@@ -78,6 +78,10 @@ def test_the_same_text_gives_the_same_file():
     assert first.model == again.model
 
 
+def lines_of(source, max_bytes, seed):
+    return list(train_tokenizer._lines(source, records.Guard(), max_bytes, seed))
+
+
 def test_a_sample_is_whole_documents_up_to_the_limit():
     source = records.from_texts([f"{i:03d} " * 10 for i in range(100)])
     lines = list(train_tokenizer._lines(source, records.Guard(), 1000, seed=0))
