@@ -112,7 +112,7 @@ def test_empty_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     kind = "array_record" if name.endswith("record") else name.split(".")[1]
     fails(f"{kind}:{tmp_path}/{name}", "empty_file", f"{name} is an empty file of 0 bytes")
-    with pytest.raises(ValueError, match=r"is empty.*left out: fault/empty_file 1"):
+    with pytest.raises(ValueError, match=r"is empty.*left out: 1 fault/empty_file"):
         skipping(f"{kind}:{tmp_path}/{name}")
 
 
@@ -282,7 +282,7 @@ def test_prepared_shards_vanished_or_cut(tmp_path, cache_folder):
 def test_nothing_left_is_one_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": ""}\n{"text": 3}\n')
-    with pytest.raises(ValueError, match=r"is empty.*\(left out: empty 1, fault/missing_field 1\)"):
+    with pytest.raises(ValueError, match=r"is empty.*\(left out: 1 empty, 1 fault/missing_field\)"):
         skipping(f"jsonl:{path}")
 
 
