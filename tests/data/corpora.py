@@ -74,6 +74,7 @@ def write_all(folder: pathlib.Path) -> dict[str, str]:
     for number, text in enumerate(TEXTS):
         (folder / "h" / f"{number:02d}.txt").write_text(text)
     (folder / "i.txt").write_text("\n\n".join(TEXTS))
+    (folder / "j.txt").write_text("<>".join(TEXTS))
     return {
         "jsonl": f"jsonl:{folder}/a.jsonl",
         "jsonl_gz": f"jsonl:{folder}/b.jsonl.gz",
@@ -83,5 +84,7 @@ def write_all(folder: pathlib.Path) -> dict[str, str]:
         "array_record": f"array_record:{folder}/f.array_record",
         "array_record_json": f"array_record:{folder}/g.array_record?form=json",
         "folder": f"folder:{folder}/h",
+        "text": f"text:{folder}/h/*.txt",
+        "text_separated": f"text:{folder}/j.txt?separator=<(>)",
         "text_blank": f"text:{folder}/i.txt?separator=blank",
     }
