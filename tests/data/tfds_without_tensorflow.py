@@ -57,10 +57,11 @@ for size in (len(whole) - 1, 2**16, 100):
         cuts.append([fault.reason, str(fault)])
 same = []
 for changed in (b"", b"x"):
-    # Behind the header of the file: the size stays.
+    # The size stays.
     file.write_bytes(whole[:100] + changed + whole[100 + len(changed) :])
     again = sources.open_source(f"tfds:small_text?data_dir={folder}")
     same.append(again.digest() == digest)
+file.write_bytes(whole)
 print(
     json.dumps(
         {
