@@ -119,8 +119,8 @@ def resident_mb() -> float:
 
 def measure(stage: str, path: str, seconds: float) -> dict[str, Any]:
     """Reads until the end or for so long behind the first item; the rates count opening too, where
-    small sources are tokenised. CPU seconds are those of all threads: they are the same on a machine
-    that does other things as well."""
+    small sources are tokenised. CPU time is that of all threads: other work on the machine hardly
+    changes it."""
     began, began_cpu = time.perf_counter(), time.process_time()
     items = STAGES[stage](path)
     tokens = next(items)
