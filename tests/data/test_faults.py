@@ -147,6 +147,14 @@ def test_paragraphs(tmp_path):
     )
 
 
+def test_a_paragraph_that_is_too_long_is_one_fault(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n" + "long line\n" * 4 + "\n\n \n\ntwo\n")
+    source = skipping(f"text:{path}?separator=blank&max_bytes=20")
+    assert corpora.texts_of(source) == ["one", "two"]
+    assert source.counts == {"fault/too_long": 1}
+
+
 def test_truncated_parquet(tmp_path):
     corpora.write_parquet(tmp_path / "a.parquet")
     corpora.write_parquet(tmp_path / "b.parquet", corpora.TEXTS[:5])
@@ -202,6 +210,20 @@ def test_saved_dataset_values_and_cuts(tmp_path):
     source = skipping(spec)
     assert corpora.texts_of(source) == corpora.TEXTS[30:]
     assert source.counts == {"fault/truncated": 1}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_saved_rows_of_white_space_are_empty_and_bytes_are_checked(tmp_path, kind):
+    rows = [b"good", b" \n", b"", "\u3000".encode(), b"x"]
+    bad = [b"\xff"] if kind == pa.binary() else []
+    batch = pa.record_batch({"text": pa.array([*rows, *bad]).cast(kind), "n": range(5 + len(bad))})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, batch.schema) as writer:
+            writer.write_batch(batch)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    source = skipping(f"hf:{tmp_path}")
+    assert corpora.texts_of(source) == ["good", "x"]
+    assert source.counts == {"empty": 3, **({"fault/invalid_utf8": 1} if bad else {})}
 
 
 def test_half_written_array_record(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import difficulty, records, show, show_html, sources, tokenizers
+from tests.data import corpora
 
 TEXT = "caf\u00e9 <script>alert('x')</script> & \"quotes\"\nsecond\x1b[31m line\t\x00 {title}"
 TOKENIZER = tokenizers.load("bytes")
@@ -156,6 +157,20 @@ def test_cuts_of_files(corpus, tmp_path):
     (document,) = shown(corpus, cuts=str(path))
     assert document.number == 1
     assert [i for i, token in enumerate(document.tokens) if token.is_cut] == [2, 5, 7]
+
+
+def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+    raws = [b"first", b"\xff", b"second", b"\xfe"]
+    corpora.write_array_record(tmp_path / "a.array_record", raws)
+    spec = f"--source=array_record:{tmp_path}/a.array_record"
+    with pytest.raises(records.Fault, match="record 1 is not UTF-8"):
+        show.main([spec, "--tokenizer=bytes"])
+    show.main([f"{spec}?on_fault=skip", "--tokenizer=bytes", "--count=2"])
+    out = capsys.readouterr().out
+    assert "document 0" in out
+    assert "document 2" in out
+    # No further than asked for.
+    assert out.endswith("left out: 1 fault/invalid_utf8\n")
 
 
 @pytest.mark.parametrize(

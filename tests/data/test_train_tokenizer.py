@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from data import records, sources, tokenizers, train_tokenizer
+from tests.data import corpora
 
 CODE = [
     f"def f{i}(x):\n    return  x + {i}\n\n\tHello, na\u00efve caf\u00e9! {i * 7919 % 997}\r\n"
@@ -103,6 +104,17 @@ def test_mistakes_are_one_line(vocab_size, special, message):
     source = records.from_texts(CODE)
     with pytest.raises(ValueError, match=message):
         train_tokenizer.train(source, vocab_size, records.Guard(), special_tokens=special)
+
+
+def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+    raws = [text.encode() for text in CODE]
+    corpora.write_array_record(tmp_path / "a.array_record", [*raws[:9], b"\xff", *raws[9:]])
+    spec = f"--source=array_record:{tmp_path}/a.array_record"
+    rest = [f"--out={tmp_path}/a.model", "--vocab_size=280"]
+    with pytest.raises(records.Fault, match="record 9 is not UTF-8"):
+        train_tokenizer.main([spec, *rest])
+    train_tokenizer.main([f"{spec}?on_fault=skip", *rest])
+    assert capsys.readouterr().out.endswith("; left out: 1 fault/invalid_utf8\n")
 
 
 def test_the_command_writes_a_model(tmp_path):
