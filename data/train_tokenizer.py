@@ -17,8 +17,8 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import sentencepiece
@@ -32,6 +32,27 @@ MAX_BYTES = 100_000_000
 # Longer lines are cut there: SentencePiece would leave them out.
 _LINE_CHARS = 4000
 _LINE_BYTES = 4 * _LINE_CHARS
+_SETTINGS: Mapping[str, Any] = {
+    "hard_vocab_limit": False,
+    # Lossless.
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    "character_coverage": 0.9995,
+    # Indentation is one piece, digits are single.
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    "user_defined_symbols": ["\n", "\t"],
+    "unk_piece": UNKNOWN,
+    "bos_piece": BOS,
+    "eos_piece": EOS,
+    "pad_id": -1,
+    "max_sentence_length": _LINE_BYTES,
+    # Sums of several threads would differ from run to run.
+    "num_threads": 1,
+    "minloglevel": 2,
+}
 
 
 def train(
@@ -67,34 +88,28 @@ def train(
             f"vocab_size {vocab_size} is too small: bytes and special tokens take {least}"
         )
     out = io.BytesIO()
+    faults: list[records.Fault] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _lines(source, guard, max_bytes, seed)
+        except records.Fault as fault:
+            # SentencePiece makes an error of its own of it.
+            faults.append(fault)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(source, guard, max_bytes, seed),
+            sentence_iterator=lines(),
             model_writer=out,
             model_type=kind,
             vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            # Lossless.
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            byte_fallback=True,
-            character_coverage=0.9995,
-            # Indentation is one piece, digits are single.
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            user_defined_symbols=["\n", "\t"],
             control_symbols=list(special_tokens),
-            unk_piece=UNKNOWN,
-            bos_piece=BOS,
-            eos_piece=EOS,
-            pad_id=-1,
-            max_sentence_length=_LINE_BYTES,
-            # Sums of several threads would differ from run to run.
-            num_threads=1,
-            minloglevel=2,
+            **_SETTINGS,
         )
     except (RuntimeError, OSError) as error:
+        for fault in faults:
+            raise fault from error
         raise ValueError(f"SentencePiece cannot train on this text: {error}") from error
     return tokenizers_sentencepiece.SentencePieceTokenizer(out.getvalue())
 

@@ -217,9 +217,9 @@ def test_saved_rows_of_white_space_are_empty_and_bytes_are_checked(tmp_path, kin
     rows = [b"good", b" \n", b"", "\u3000".encode(), b"x"]
     bad = [b"\xff"] if kind == pa.binary() else []
     batch = pa.record_batch({"text": pa.array([*rows, *bad]).cast(kind), "n": range(5 + len(bad))})
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file:
-        with pa.ipc.new_stream(file, batch.schema) as writer:
-            writer.write_batch(batch)
+    path = str(tmp_path / "a.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
     source = skipping(f"hf:{tmp_path}")
     assert corpora.texts_of(source) == ["good", "x"]

@@ -170,8 +170,8 @@ class Vanishing:
 
 @pytest.mark.parametrize("chain", [{"duplicates": "near"}, {"min_chars": "1", "split": "train"}])
 def test_a_document_that_vanishes_between_two_passes_is_met_by_the_guard(chain):
-    copies = ["a b c d e f g"] * 4 if "duplicates" in chain else []
-    texts = [*copies, *(f"text number {i}" for i in range(30))]
+    letters = "a b c d e f g h i j k l m n o p q r s t"
+    texts = [letters, f"{letters} u", *(f"text number {i}" for i in range(30))]
 
     def applied_to(guard):
         apply = transforms.take({**chain}, "these")
@@ -185,7 +185,7 @@ def test_a_document_that_vanishes_between_two_passes_is_met_by_the_guard(chain):
     assert [reason for reason, _, _ in guard.faults] == ["vanished"]
     counted = sum(records.left_out(kept.counts).values())
     assert len(kept) + counted == len(texts)
-    assert texts[1] not in read or "duplicates" in chain
+    assert texts[1] not in read
 
 
 def test_a_benchmark_is_read_by_its_own_policy(tmp_path):
