@@ -110,7 +110,7 @@ def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys
     raws = [text.encode() for text in CODE]
     corpora.write_array_record(tmp_path / "a.array_record", [*raws[:9], b"\xff", *raws[9:]])
     spec = f"--source=array_record:{tmp_path}/a.array_record"
-    rest = [f"--out={tmp_path}/a.model", "--vocab_size=280"]
+    rest = [f"--out={tmp_path}/a.model", "--vocab_size=320"]
     with pytest.raises(records.Fault, match="record 9 is not UTF-8"):
         train_tokenizer.main([spec, *rest])
     train_tokenizer.main([f"{spec}?on_fault=skip", *rest])
