@@ -27,9 +27,9 @@ def texts_of(source):
 
 def applied(texts, **options):
     given = {name: str(value) for name, value in options.items()}
-    apply = transforms.take(given, "these")
+    source = transforms.take(given, "these")(records.from_texts(texts), records.Guard())
     assert not given
-    return apply(records.from_texts(texts), records.Guard())
+    return source
 
 
 def vocabulary(count):
@@ -174,8 +174,7 @@ def test_a_document_that_vanishes_between_two_passes_is_met_by_the_guard(chain):
     texts = [letters, f"{letters} u", *(f"text number {i}" for i in range(30))]
 
     def applied_to(guard):
-        apply = transforms.take({**chain}, "these")
-        return apply(Vanishing(texts), guard)
+        return transforms.take({**chain}, "these")(Vanishing(texts), guard)
 
     with pytest.raises(records.Fault, match="is gone"):
         applied_to(records.Guard())
