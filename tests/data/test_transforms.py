@@ -178,8 +178,7 @@ def test_a_document_that_vanishes_between_two_passes_is_met_by_the_guard(chain):
 
     with pytest.raises(records.Fault, match="is gone"):
         applied_to(records.Guard())
-    guard = records.Guard("skip")
-    kept = applied_to(guard)
+    kept = applied_to(guard := records.Guard("skip"))
     read = [record.text for _, record in records.readable(kept, guard)]
     assert [reason for reason, _, _ in guard.faults] == ["vanished"]
     counted = sum(records.left_out(kept.counts).values())
