@@ -15,14 +15,16 @@ A spec is `name:path?key=value&key=value`; path and options may be missing, valu
     pydoc?split=train                      sections of the documentation inside every CPython
     docstrings                             docstrings of the standard library, a document a module
     bible                                  the King James Version, if Debian's bible-kjv is there
-    miniature:?...                         the generated corpus of data/miniature.py
+    miniature:?...                         generated stories, data/miniature.py
+    skills:?family=pointer                 other generated puzzles, data/skills.py
 
 A path is a file, a pattern with `*`, a folder, or the URL of one of these, whose files are copied
 into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an empty line, or by
 `join=`.
 
-All but the miniature, which makes its own splits, take the options of data/transforms.py (filters,
-removal of duplicates and of benchmark text, and `split=train|validation|test`), and
+All but the generated ones, which make their own splits, take the options of data/transforms.py
+(filters, removal of duplicates and of benchmark text, and `split=train|validation|test`),
+`idle_thoughts=0.06` (an empty thought behind that share of the words, data/generated.py), and
 `on_fault=fail|skip`, `max_faults=100`, `max_bytes=16777216`: what is done about records that cannot
 be used. Files are checked whole when they are opened, so that a bad line is found now and not after
 an hour; what is already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is
@@ -36,8 +38,10 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from data import (
+    generated,
     miniature,
     records,
+    skills,
     sources_arrayrecord,
     sources_columns,
     sources_installed,
@@ -111,6 +115,7 @@ def open_source(spec: str, **extra: str) -> records.Source:
             raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
         return _MAKE_OWN_SPLITS[name](options)
     transform = transforms.take(options, spec)
+    idle = generated.take_idle(options)
     guard = take_guard(options)
     source = SOURCES[name](parsed.path, options, guard)
     if options:
@@ -122,7 +127,7 @@ def open_source(spec: str, **extra: str) -> records.Source:
             f"the source {spec!r} is empty: it holds no document with any text"
             + _left_out(source.counts.items())
         )
-    return transform(source, guard.meet if guard.on_fault == "skip" else None)
+    return idle(transform(source, guard.meet if guard.on_fault == "skip" else None))
 
 
 def _left_out(counts: Iterable[tuple[str, int]]) -> str:
@@ -155,5 +160,6 @@ SOURCES: dict[str, Opener] = {
     "bible": sources_installed.open_bible,
 }
 _MAKE_OWN_SPLITS: dict[str, Callable[[dict[str, str]], records.Source]] = {
-    "miniature": miniature.open_miniature
+    "miniature": miniature.open_miniature,
+    "skills": skills.open_skills,
 }

@@ -57,15 +57,15 @@ class GateConfig:
     """When stage 0 may end: with-thought accuracy on validation answers of shallow depth.
 
     Attributes:
-      spec: validation source with labels.
+      mixture: validation sources with labels; the weights do not matter.
       labels: which labelled tokens count, such as 'answer/1'; none means no gate.
-      threshold: accuracy to reach.
+      threshold: accuracy to reach in every part of the mixture.
       every_steps: how often to look, from `first_step` on.
       max_steps: where the decay begins even if the gate was never passed.
-      documents: how many are measured.
+      documents: how many are measured of each part.
     """
 
-    spec: str = ""
+    mixture: Mixture = ()
     labels: tuple[str, ...] = ()
     threshold: float = 0.9
     first_step: int = 0
@@ -104,6 +104,8 @@ class PositionsConfig:
       proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
         entropies; '' is the policy.
       index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
+      labels: only tokens with one of these labels, all of them if none is given; 'answer' is also
+        'answer/3'. With mode 'random' that is reinforcement learning on verifiable answers.
     """
 
     mode: Literal["entropy", "random"] = "entropy"
@@ -114,6 +116,7 @@ class PositionsConfig:
     min_context: int = 8
     proxy: str = ""
     index: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.proxy and self.index:
