@@ -17,7 +17,8 @@ documents have thoughts before answers of at most `worked_depth`, and ask deeper
 
 Entropy. As in data/miniature.py every word but the answers is one of at most four choices: the next
 name (1 or 2 on), a parent 1 to 3 back, an increment of three, a state of four, one more step or
-'is'. Which name a question begins with is a choice among all of them.
+'is'. Questions begin with one of the last four names (in a lookup, the first four), the next with
+one of the four before (after) that.
 
 Labels. 'FAMILY/<depth>' of every answer.
 
@@ -39,8 +40,9 @@ _NAME_STEPS = (1, 1, 1, 2)
 _FIRST_NAMES = (0, 2, 4, 6)
 _STATE_STEPS = (1, 2, 3)
 _STATES = 4
-_PARENTS = (1,) * 7 + (2,) * 2 + (3,)  # places back
+_PARENTS = (1,) * 8 + (2, 3)  # places back
 _ROOT_VALUES, _INCREMENTS = (1, 4, 8), (2, 5, 9)
+_BEGINNINGS = 4  # names that the next question may begin with
 _ATTEMPTS = 1000  # at one document
 
 
@@ -49,7 +51,7 @@ class SkillsConfig:
     """What the documents are like."""
 
     family: str = "pointer"
-    min_items: int = 8  # names that the facts are about; an automaton always has four
+    min_items: int = 8  # names of the facts; an automaton has four, a sum two or more
     max_items: int = 14
     max_depth: int = 12
     min_questions: int = 1
@@ -86,11 +88,15 @@ class SkillsConfig:
 
 
 class Question(NamedTuple):
-    """What is asked, in words, and the thought that leads to the answer, its last word."""
+    """What is asked, in words, and the thought that leads to the answer, its last word.
+
+    `place` counts the names from where questions begin; it is -1 where any may follow any.
+    """
 
     words: tuple[str, ...]
     walk: tuple[str, ...]
     depth: int
+    place: int = -1
 
 
 class Puzzle(NamedTuple):
@@ -116,7 +122,8 @@ def _names(uniform: Callable[[], float], count: int, steps: tuple[int, ...]) -> 
 
 
 def _items(uniform: Callable[[], float], config: SkillsConfig) -> list[str]:
-    count = config.min_items + int(uniform() * (config.max_items - config.min_items + 1))
+    # The square root makes long documents likelier, and with them deep questions.
+    count = config.min_items + int(uniform() ** 0.5 * (config.max_items - config.min_items + 1))
     return _names(uniform, count, _NAME_STEPS)
 
 
@@ -131,14 +138,20 @@ def _pointer(uniform: Callable[[], float], config: SkillsConfig) -> Puzzle:
         walks.append((names[parent], *walks[parent]))
         for depth in range(1, len(walks[index]) + 1):
             words = (names[index], *("sat",) * depth, "is")
-            questions.append(Question(words, walks[index][:depth], depth))
+            walk, place = walks[index][:depth], len(names) - 1 - index
+            questions.append(Question(words, walk, depth, place))
     return Puzzle(facts, questions)
 
 
 def _lookup(uniform: Callable[[], float], config: SkillsConfig) -> Puzzle:
     names = _items(uniform, config)
     questions = [
-        Question((names[start], *(";",) * depth, "is"), tuple(names[start + 1 :][:depth]), depth)
+        Question(
+            (names[start], *(";",) * depth, "is"),
+            tuple(names[start + 1 : start + 1 + depth]),
+            depth,
+            place=start,
+        )
         for start in range(len(names) - 1)
         for depth in range(1, len(names) - start)
     ]
@@ -146,7 +159,9 @@ def _lookup(uniform: Callable[[], float], config: SkillsConfig) -> Puzzle:
 
 
 def _sum(uniform: Callable[[], float], config: SkillsConfig) -> Puzzle:
-    names = _items(uniform, config)
+    # All lengths alike: a question's depth is its name's place, and the last names are asked.
+    count = 2 + int(uniform() * (config.max_items - 1))
+    names = _names(uniform, count, _NAME_STEPS)
     numbers = [_draw(uniform, _ROOT_VALUES)]
     facts = [names[0], "is", str(numbers[0]), "."]
     for name in names[1:]:
@@ -158,7 +173,8 @@ def _sum(uniform: Callable[[], float], config: SkillsConfig) -> Puzzle:
         for name, number in zip(reversed(names[: index + 1]), reversed(numbers[: index + 1])):
             total = (total + number) % 10
             walk += [name, str(total)]
-        questions.append(Question((names[index], "is"), tuple(walk), index + 1))
+        place = len(names) - 1 - index
+        questions.append(Question((names[index], "is"), tuple(walk), index + 1, place))
     return Puzzle(facts, questions)
 
 
@@ -227,29 +243,36 @@ class Skills:
         raise ValueError(f"skills: no document with such questions found; allow more in {self}")
 
     def _choose(self, rng: random.Random, puzzle: Puzzle) -> list[Question]:
-        """Questions of the split, of different beginnings; their depth is drawn first."""
+        """Questions of the split, in order; the depth of each is drawn first."""
         config = self.config
         low, high = generated.path_range(
             self.split, config.validation_fraction, config.test_fraction
         )
-        by_depth: dict[int, list[Question]] = {}
-        for question in puzzle.questions:
-            if question.depth <= config.max_depth and low <= self._path(question) < high:
-                by_depth.setdefault(question.depth, []).append(question)
         room = config.max_words - len(puzzle.facts) - 1
+        allowed = [
+            question
+            for question in puzzle.questions
+            if question.depth <= config.max_depth and low <= self._path(question) < high
+        ]
         wanted = rng.randint(config.min_questions, config.max_questions)
         asked: list[Question] = []
-        while by_depth and len(asked) < wanted:
-            depth = self._depth(rng, sorted(by_depth))
+        while len(asked) < wanted:
+            last = asked[-1].place if asked else -1
+            near = [
+                question
+                for question in allowed
+                if question.place < 0 or last < question.place <= last + _BEGINNINGS
+            ]
+            depth = self._depth(rng, sorted({question.depth for question in near}))
             if depth is None:
                 break
-            question = by_depth[depth].pop(int(rng.random() * len(by_depth[depth])))
-            if not by_depth[depth]:
-                del by_depth[depth]
-            fits = len(question.words) + 2 <= room
-            if fits and all(question.words[0] != other.words[0] for other in asked):
-                room -= len(question.words) + 2
-                asked.append(question)
+            near = [question for question in near if question.depth == depth]
+            question = near[int(rng.random() * len(near))]
+            room -= len(question.words) + 2
+            if room < 0:
+                break
+            asked.append(question)
+            allowed.remove(question)
         shallow = any(question.depth <= config.worked_depth for question in asked)
         return asked if shallow or self.kind == "plain" else []
 

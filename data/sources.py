@@ -17,12 +17,13 @@ A spec is `name:path?key=value&key=value`; path and options may be missing, valu
     bible                                  the King James Version, if Debian's bible-kjv is there
     miniature:?...                         generated stories, data/miniature.py
     skills:?family=pointer                 other generated puzzles, data/skills.py
+    interleave:?a=SPEC&b=SPEC              several sources in turn, their specs URL-quoted
 
 A path is a file, a pattern with `*`, a folder, or the URL of one of these, whose files are copied
 into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an empty line, or by
 `join=`.
 
-All but the generated ones, which make their own splits, take the options of data/transforms.py
+All but the generated and interleaved ones take the options of data/transforms.py
 (filters, removal of duplicates and of benchmark text, and `split=train|validation|test`),
 `idle_thoughts=0.06` (an empty thought behind that share of the words, data/generated.py), and
 `on_fault=fail|skip`, `max_faults=100`, `max_bytes=16777216`: what is done about records that cannot
@@ -32,9 +33,10 @@ checked record by record, when read. A source may be huge: it is indexed, never 
 docs/data-sources.md has more.
 """
 
+import collections
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from data import (
@@ -145,6 +147,38 @@ def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
     return ("skip" if guard.on_fault == "skip" else "fail"), guard.max_faults
 
 
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """Document i is one of source i modulo their number, until the shortest one ends."""
+
+    parts: tuple[records.Source, ...]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return sum((collections.Counter(part.counts) for part in self.parts), collections.Counter())
+
+    def __len__(self) -> int:
+        return len(self.parts) * min(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> records.Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.parts[index % len(self.parts)][index // len(self.parts)]
+
+
+def _open_interleaved(options: dict[str, str]) -> records.Source:
+    if len(options) < 2:
+        raise ValueError(
+            "interleave needs two specs or more: interleave:?a=SPEC&b=SPEC, URL-quoted"
+        )
+    return Interleaved(tuple(map(open_source, options.values())))
+
+
+def interleave(**specs: str) -> str:
+    """The spec of several sources in turn."""
+    return "interleave:?" + urllib.parse.urlencode(specs)
+
+
 SOURCES: dict[str, Opener] = {
     "text": sources_text.open_text,
     "folder": sources_text.open_folder,
@@ -162,4 +196,5 @@ SOURCES: dict[str, Opener] = {
 _MAKE_OWN_SPLITS: dict[str, Callable[[dict[str, str]], records.Source]] = {
     "miniature": miniature.open_miniature,
     "skills": skills.open_skills,
+    "interleave": _open_interleaved,
 }

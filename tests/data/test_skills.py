@@ -8,7 +8,7 @@ import pytest
 
 from data import generated, skills, sources
 
-COUNT = 300
+COUNT = 200
 
 
 def documents(
@@ -52,7 +52,7 @@ def walk(family: str, facts: str, asked: list[str]) -> list[str]:
 @pytest.mark.parametrize("kind", generated.KINDS)
 @pytest.mark.parametrize("family", skills.FAMILIES)
 def test_answers_and_depths_are_what_the_oracle_computes(family, kind, split):
-    for record in documents(family, kind, split, count=120):
+    for record in documents(family, kind, split, count=60):
         words = record.text.split()
         facts, asked = questions(record.text)
         walks = [walk(family, facts, question) for question in asked]
@@ -133,6 +133,16 @@ def test_idle_thoughts_are_empty_and_stand_before_no_answer():
             assert not words[place - 1].endswith("<think></think>")
     texts = " ".join(r.text for r in documents("lookup", "worked", idle_thought_fraction=0.2))
     assert texts.count("<think></think>") > COUNT
+
+
+def test_sources_in_turn():
+    one, other = "skills:?family=pointer&size=3", "skills:?family=sum&size=5"
+    both = sources.open_source(sources.interleave(a=one, b=other))
+    apart = [sources.open_source(spec) for spec in (one, other)]
+    assert len(both) == 6
+    assert [both[i] for i in range(6)] == [apart[i % 2][i // 2] for i in range(6)]
+    with pytest.raises(ValueError, match="two specs or more"):
+        sources.open_source("interleave:?a=pydoc")
 
 
 def test_text_with_idle_thoughts_is_the_same_text():
