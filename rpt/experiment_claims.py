@@ -61,6 +61,7 @@ def claim(
         "name": asked.name,
         "what": asked.what or words(plan, asked, hard),
         "goal": asked.goal,
+        "arms": [asked.a, asked.b],
         "seeds": seeds,
         "pooled": _pooled(values, list(seeds.values())) if values else None,
     }
@@ -124,8 +125,9 @@ def _supported(
     enough = _positions(asked, a, hard).sum() >= (
         plan.least_positions if asked.bin in ("", hard) else 1
     )
-    thinks = asked.mode_a != "gated" or (
-        a.evaluation["gated"][asked.part]["reported"]["enough_thinking"]
+    thinks = (
+        asked.mode_a != "gated"
+        or (a.evaluation["gated"][asked.part]["reported"]["enough_thinking"])
     )
     return bool(all(gate is None or gate["passed"] for gate in gates) and enough and thinks)
 

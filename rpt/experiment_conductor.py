@@ -139,8 +139,7 @@ class Conductor:
     def _progress(self, done: set[str], elapsed: float) -> str:
         now = time.monotonic()
         running = {
-            name: self._seconds.get(name, 0.0) + now - self._started[name]
-            for name in self._running
+            name: self._seconds.get(name, 0.0) + now - self._started[name] for name in self._running
         }
         finished = {name: self._seconds[name] for name in done if name in self._seconds}
         left = seconds_left(self._parts, done, running, finished, self._processes)

@@ -17,6 +17,10 @@ from rpt import (
 )
 
 _MODES = ("no_think", "thought_argmax", "thought_sample")
+_KEPT = (
+    *("n", "thought_argmax", "thought_sample", "thought_argmax_minus_no_think", "answer_rate"),
+    *("over_budget_rate", "mean_thought_tokens", "ablations"),
+)
 _AFTER, RLVR_PART = "_rlvr", "rlvr"
 UNLABELLED = "unlabelled"
 
@@ -113,7 +117,7 @@ def _entry(piece: experiment_pieces.Piece, part: str, hard: str, documents: bool
         "parts": {
             name: {
                 "bins": {bin: row and _row(row) for bin, row in table["bins"].items()},
-                "labels": {label: _row(row) for label, row in table["labels"].items()},
+                "labels": {label: _label(row) for label, row in table["labels"].items()},
                 "hard_by_kind": hard_by_kind(measured, name, hard),
                 "asked": _means(measured, asked(measured, name)),
                 "leak_check": table["leak_check"],
@@ -130,8 +134,15 @@ def _entry(piece: experiment_pieces.Piece, part: str, hard: str, documents: bool
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of an evaluation, with the better no-think context as `no_think`."""
-    return {**row, "no_think": row[row["baseline"]]}
+    """Of a row of an evaluation what is compared, with the better no-think context."""
+    kept = {name: row[name] for name in _KEPT if name in row}
+    return {**kept, "no_think": row[row["baseline"]]}
+
+
+def _label(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Means alone: there are many labels, of few positions each."""
+    row = _row(row)
+    return {"n": row["n"], **{mode: row[mode]["mean"] for mode in _MODES}}
 
 
 def hard_by_kind(measured: evaluation.Measured, part: str, hard: str) -> dict[str, Any]:
