@@ -109,7 +109,7 @@ class Conductor:
             threading.Thread(target=self._pass_on, args=(name, process), daemon=True).start()
 
     def _end(self, name: str, done: set[str]) -> None:
-        process = self._running.pop(name)
+        del self._running[name]
         spent = time.monotonic() - self._started.pop(name)
         # Of a part that was stopped and goes on, all its starts count.
         self._seconds[name] = round(self._seconds.get(name, 0.0) + spent, 1)

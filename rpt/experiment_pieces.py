@@ -24,11 +24,11 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rpt import config as config_lib
 from rpt import (
     config_build,
     evaluate,
@@ -39,7 +39,6 @@ from rpt import (
     files,
     runs,
 )
-from rpt import config as config_lib
 
 _SCHEMA, _SUFFIX, _SPLIT = 1, ".json.gz", "test"
 _HISTORY = (

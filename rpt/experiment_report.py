@@ -5,8 +5,8 @@
 makes results.json, report.md and curves.png again from the pieces in a folder and below it
 (rpt/experiment_pieces.py), without a checkpoint; of an unfinished experiment, from what there is.
 
-results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents; keys of `seeds` are
-seeds; what is pooled is the mean over seeds, its bootstrap over the documents of each):
+results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents; keys below `seeds`
+are seeds; what is pooled is the mean over seeds, its bootstrap over the documents of each):
 
     hypothesis, seeds, commits (of the evaluations), claim_part, bin (the hardest), bins_nats
     missing      evaluations that the plan has and that are not there yet

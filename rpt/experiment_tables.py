@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rpt import evaluation, experiment_claims, experiment_results
+from rpt import evaluation, experiment_results
 
 _DIRECT, _THOUGHT, _SAMPLED = "no_think", "thought_argmax", "thought_sample"
 _PAIR = "without / with thought"
