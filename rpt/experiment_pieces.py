@@ -86,7 +86,7 @@ class Piece:
     def recorded(self) -> evaluation_records.Recorded:
         """For comparisons of accuracies; what a piece does not keep is not a number."""
         about = {"positions_sha256": self.evaluation["positions_sha256"], "split": _SPLIT}
-        return evaluation_records.Recorded(about, _measured(self.content["positions"]))
+        return evaluation_records.Recorded(about, unpack(self.content["positions"]))
 
 
 def path(root: pathlib.Path, arm: str) -> pathlib.Path:
@@ -147,7 +147,7 @@ def renewed(config: config_lib.Config, root: pathlib.Path) -> list[Piece]:
     Raises:
       FileNotFoundError: one is missing.
     """
-    plan, pieces = _plan(config), []
+    plan, pieces = plan_json(config.experiment), []
     for arm in config.experiment.arms:
         if not arm.evaluated:
             continue
@@ -174,7 +174,7 @@ def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
         "seed": config.seed,
         "commit": runs.commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "plan": _plan(config),
+        "plan": plan_json(config.experiment),
         "stages": [_stage(config, root, name) for name in config.experiment.chain(arm)],
         "evaluation": {
             **{name: table[name] for name in kept},
@@ -183,7 +183,7 @@ def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
             "reference_sha256": table["reference"]["params_sha256"],
         },
         "history": _history(root / arm / "metrics.jsonl"),
-        "positions": _positions(measured),
+        "positions": pack(measured),
     }
     _write(path(root, arm), content)
 
@@ -194,9 +194,8 @@ def _write(where: pathlib.Path, content: dict[str, Any]) -> None:
     files.write(where, gzip.compress(text.encode(), mtime=0))
 
 
-def _plan(config: config_lib.Config) -> dict[str, Any]:
-    """The plan, the same for all seeds, machines and numbers of processes."""
-    plan = config.experiment
+def plan_json(plan: experiment_config.ExperimentConfig) -> dict[str, Any]:
+    """The same for all seeds, machines and numbers of processes."""
     arms = tuple(dataclasses.replace(arm, changes=()) for arm in plan.arms)
     plan = dataclasses.replace(plan, arms=arms, seeds=(), processes=_PROCESSES)
     return json.loads(json.dumps(dataclasses.asdict(plan)))
@@ -238,7 +237,12 @@ def _history(where: pathlib.Path) -> dict[str, list[float]]:
 # ---- positions as bits ---------------------------------------------------------------------------
 
 
-def _positions(measured: evaluation.Measured) -> dict[str, Any]:
+def pack(measured: evaluation.Measured) -> dict[str, Any]:
+    """`positions` of a piece.
+
+    Raises:
+      ValueError: a reward that is neither 0 nor 1.
+    """
     kept_P = measured.thought_P
 
     def bits(values: np.ndarray) -> str:
@@ -264,7 +268,8 @@ def _positions(measured: evaluation.Measured) -> dict[str, Any]:
     }
 
 
-def _measured(content: dict[str, Any]) -> evaluation.Measured:
+def unpack(content: dict[str, Any]) -> evaluation.Measured:
+    """The inverse of `pack` at the positions that were thought at; the rest is not a number."""
     P, G = content["count"], content["thoughts"]
 
     def bits(text: str, *shape: int) -> np.ndarray:
