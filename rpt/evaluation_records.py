@@ -219,6 +219,23 @@ def compare(
     Raises:
       ValueError: the arms were not measured on the same positions, or there are none.
     """
+    pairs = differences(a, b, bin, part, (mode_a, threshold_a), (mode_b, threshold_b))
+    return statistics.mean_estimate(*pairs, seed)
+
+
+def differences(
+    a: Recorded,
+    b: Recorded,
+    bin: str,
+    part: str,
+    mode_a: tuple[str, float | None],
+    mode_b: tuple[str, float | None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """a - b at each position, and its document; modes with their thresholds, else as `compare`.
+
+    Raises:
+      ValueError: as `compare`.
+    """
     for key in ("positions_sha256", "split"):
         if a.about[key] != b.about[key]:
             raise ValueError(
@@ -232,9 +249,7 @@ def compare(
         found.append(recorded.measured.bins[bin] & recorded.measured.in_part(part))
     if not np.array_equal(*found) or not found[0].any():
         raise ValueError(f"bin {bin!r} of part {part!r} is empty, or not the same in both arms")
-    return statistics.paired_difference(
-        evaluation.values(a.measured, found[0], mode_a, threshold_a),
-        evaluation.values(b.measured, found[1], mode_b, threshold_b),
-        a.measured.document_P[found[0]],
-        seed,
+    difference_P = evaluation.values(a.measured, found[0], *mode_a) - evaluation.values(
+        b.measured, found[1], *mode_b
     )
+    return difference_P, a.measured.document_P[found[0]]
