@@ -6,13 +6,19 @@ dataclasses below; a field that does not exist, or a value that a class refuses,
 
 import dataclasses
 import fnmatch
-import types
-import typing
 from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, positions, profiling, rewards, sharding
+from rpt import (
+    config_build,
+    objectives,
+    optimizers,
+    positions,
+    profiling,
+    rewards,
+    sharding,
+)
 from rpt import rollout as rollout_lib
 from rpt import watch as watch_lib
 from rpt.model import config as model_config
@@ -187,6 +193,9 @@ class TrainConfig:
     warmup_learning_rate: float = 1e-4
 
 
+Ablation = Literal["none", "drop", "shuffle", "swap", "truncate", "filler"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation on positions of held-out documents, see rpt/evaluate.py.
@@ -205,6 +214,9 @@ class EvaluateConfig:
       temperature: of the thoughts and of the sampled answers.
       batch_size: trunk rows.
       bins_nats: ascending limits of the bins of bin_entropy; above the last is hard.
+      ablations: what is done to the thoughts of the hard bin before the answer is read again, see
+        rpt/evaluation_ablations.py.
+      filler: text of the one token that the ablation 'filler' puts in place of every other.
       seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
     """
 
@@ -219,6 +231,8 @@ class EvaluateConfig:
     temperature: float = 1.0
     batch_size: int = 16
     bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+    ablations: tuple[Ablation, ...] = ()
+    filler: str = "."
     seed: int = 0
 
     def __post_init__(self):
@@ -310,7 +324,7 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     Raises:
       ValueError: an unknown field, a wrong type or a refused value, named by its dotted path.
     """
-    return _build(Config, config.to_dict(), "config")
+    return config_build.build(Config, config.to_dict(), "config")
 
 
 def from_json(value: dict[str, Any]) -> Config:
@@ -319,7 +333,7 @@ def from_json(value: dict[str, Any]) -> Config:
     Raises:
       ValueError: as `from_config_dict`.
     """
-    return _build(Config, value, "config")
+    return config_build.build(Config, value, "config")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -342,58 +356,6 @@ def is_resumable(path: str) -> bool:
     )
 
 
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """`value` as an instance of the annotation `kind`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _build_union([a for a in args if a is not type(None)], value, path)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, path)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{path} must be a sequence, not {value!r}")
-        return tuple(_build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{path} must be one of {', '.join(map(repr, args))}, not {value!r}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{path} must be of type {kind.__name__}, not {value!r}")
-    return value
-
-
-def _build_union(kinds: list[Any], value: Any, path: str) -> Any:
-    """The first member that accepts the value; dataclasses are told apart by their fields."""
-    errors = []
-    for kind in kinds:
-        try:
-            return _build(kind, value, path)
-        except ValueError as error:
-            errors.append(str(error))
-    raise ValueError(errors[0])
-
-
-def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
-    if isinstance(value, list | tuple):
-        names = [field.name for field in dataclasses.fields(kind)]
-        value = dict(zip(names, value, strict=False))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a section, not {value!r}")
-    hints = typing.get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise ValueError(f"{path}.{name} is no field; known are {', '.join(hints)}")
-    fields = {name: _build(hints[name], v, f"{path}.{name}") for name, v in value.items()}
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def model_from_json(value: dict[str, Any]) -> model_config.ModelConfig:
     """The inverse of dataclasses.asdict on a ModelConfig."""
-    return _build(model_config.ModelConfig, value, "model")
+    return config_build.build(model_config.ModelConfig, value, "model")
