@@ -64,7 +64,7 @@ class Plan:
       names: of the ablations.
       chosen_P: positions whose thoughts are altered.
       partner_P: for a swap, the position whose thought is taken; -1 where there is none.
-      filler_id: the contentless token, -1 if none is needed.
+      filler_id: the contentless token.
       words_P: for a shuffle, what seeds each position.
     """
 
@@ -75,28 +75,37 @@ class Plan:
     words_P: Sequence[tuple[int, ...]]
 
 
-def plan(
-    settings: config.EvaluateConfig,
-    found: Sequence[evaluation_positions.Position],
-    hard_P: np.ndarray,
-    tokenizer: tokenizers.Tokenizer,
-) -> Plan:
-    """Checks the ablations of a config and chooses partners.
+def filler_id(settings: config.EvaluateConfig, tokenizer: tokenizers.Tokenizer) -> int:
+    """The contentless token; -1 where no ablation needs it.
 
     Raises:
-      ValueError: the filler is not one token, or a swap finds no other document.
+      ValueError: the filler is not one token.
     """
-    partner_P, filler_id = np.full(len(found), -1), -1
+    if "filler" not in settings.ablations:
+        return -1
+    ids = tokenizer.encode(settings.filler)
+    if len(ids) != 1:
+        raise ValueError(
+            f"evaluate.filler={settings.filler!r} is {len(ids)} tokens of this tokenizer; choose "
+            "text that is one"
+        )
+    return int(ids[0])
+
+
+def plan(
+    settings: config.EvaluateConfig,
+    filler_id: int,
+    found: Sequence[evaluation_positions.Position],
+    hard_P: np.ndarray,
+) -> Plan:
+    """What is altered at the positions of the hard bin.
+
+    Raises:
+      ValueError: a swap finds no other document.
+    """
+    partner_P = np.full(len(found), -1)
     if "swap" in settings.ablations:
         partner_P = partners(found, hard_P, settings.seed)
-    if "filler" in settings.ablations:
-        ids = tokenizer.encode(settings.filler)
-        if len(ids) != 1:
-            raise ValueError(
-                f"evaluate.filler={settings.filler!r} is {len(ids)} tokens of this tokenizer; "
-                "choose text that is one"
-            )
-        filler_id = int(ids[0])
     words_P = [_words(settings.seed, position) for position in found]
     return Plan(settings.ablations, hard_P, partner_P, filler_id, words_P)
 
@@ -225,7 +234,7 @@ def measure(
     if not found:
         return found, spent
     apart = _take_all_apart(plan, subject, thoughts)
-    branches = {name: _branches(name, plan, subject, thoughts, apart) for name in found}
+    branches = {name: _branches(name, plan, subject, thoughts, apart) for name in plan.names}
     batches = evaluation_measure.ask(subject, where, plan.chosen_P)
     for number, asked in enumerate(batches):
         _, kv = scoring.score_trunk(loaded.model, loaded.params, *asked.inputs)

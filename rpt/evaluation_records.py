@@ -17,7 +17,8 @@ Then, for every position of the positions file in its order, lines with
 
 and in addition on no_think_raw `bins` (those that it stands for), on no_think_header
 `gate_entropy` (nats), on thought_sample `thought` (bytes, up to `</think>` or to the end),
-`diagnosis`, `over_budget`, `thought_tokens` and `branch_tokens`. Bytes are written as Latin-1 text, one character a byte.
+`diagnosis`, `over_budget`, `thought_tokens` and `branch_tokens`. Bytes are written as Latin-1 text,
+one character a byte.
 
 Letters: P positions, G thoughts per position.
 """
