@@ -344,9 +344,7 @@ def test_a_true_thought_that_is_read_again_is_answered_alike(evaluated):
     by_mode: dict[str, dict] = {}
     for line in map(json.loads, lines):
         by_mode.setdefault(line["mode"], {})[line["position"], line["sample"]] = line
-    hard = {
-        line["position"] for line in by_mode["no_think_raw"].values() if ">1.5" in line["bins"]
-    }
+    hard = {line["position"] for line in by_mode["no_think_raw"].values() if ">1.5" in line["bins"]}
     again = by_mode["ablation_none"]
     assert again.keys() == {(p, g) for p in hard for g in range(2)}
     for place, line in again.items():
@@ -383,9 +381,9 @@ def test_before_and_after_every_thought_the_probability_of_the_truth_is_recorded
         assert [line["sample"] for line in of_position] == [0, 1]
         for line in of_position:
             assert 0 < line["prob"] < 1 or line["diagnosis"] == "not_closed"
-            # Of byte tokens each sampled one is a byte, the marker one token.
-            closed = not line["over_budget"] and line["diagnosis"] != "not_closed"
-            assert len(line["thought"]) >= line["thought_tokens"] - closed
+            assert "</think>" not in line["thought"]
+            # A whole budget of byte tokens was thought there.
+            assert len(line["thought"]) >= 4 or not line["over_budget"]
 
 
 def test_schema_of_results(evaluated):
