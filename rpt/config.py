@@ -198,6 +198,9 @@ class TrainConfig:
     warmup_learning_rate: float = 1e-4
 
 
+Ablation = Literal["none", "drop", "shuffle", "swap", "truncate", "filler"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation on positions of held-out documents, see rpt/evaluate.py.
@@ -216,6 +219,9 @@ class EvaluateConfig:
       temperature: of the thoughts and of the sampled answers.
       batch_size: trunk rows.
       bins_nats: ascending limits of the bins of bin_entropy; above the last is hard.
+      ablations: what is done to the thoughts of the hard bin before the answer is read again, see
+        rpt/evaluation_ablations.py.
+      filler: text of the one token that the ablation 'filler' puts in place of every other.
       seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
     """
 
@@ -230,6 +236,8 @@ class EvaluateConfig:
     temperature: float = 1.0
     batch_size: int = 16
     bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+    ablations: tuple[Ablation, ...] = ()
+    filler: str = "."
     seed: int = 0
 
     def __post_init__(self):
