@@ -34,6 +34,9 @@ CHAINS = {
 OTHERS = {
     "docstrings": ("docstrings:json", 256),
     "miniature": ("miniature:?size=60", 48),
+    "skills": ("skills:?size=60", 48),
+    "interleaved": (sources.interleave(a="miniature:?size=40", b="skills:?size=30"), 48),
+    "idle": ("docstrings:json?idle_thoughts=0.1", 256),
     "pydoc": ("pydoc?unicode=NFC&max_words=300&duplicates=near&split=train", 1024),
 }
 
