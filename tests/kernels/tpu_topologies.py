@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpt import topologies
+from rpt import hlo, topologies
 
 GENERATIONS = topologies.GENERATIONS
+
+# What a kernel may take on all of them is 16 MiB; kernels choose blocks for 14.
+VMEM_OF_THE_COMPILER = 2 * 2**20
 
 # For a module's `pytestmark`.
 needs_libtpu = pytest.mark.skipif(
@@ -43,3 +46,9 @@ def compile_for(generation: str, function: Callable[..., Any], *shape_structs: A
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or alone)
 
     return jax.jit(function).lower(*jax.tree.map(place, shape_structs)).compile()
+
+
+def vmem_bytes(compiled: Any) -> dict[str, int]:
+    """By kernel, such as 'logprob_forward', whose instruction may end in a number."""
+    found = hlo.kernel_vmem_bytes(hlo.parse(compiled.as_text()))
+    return {name.partition(".")[0]: size for name, size in found.items()}
