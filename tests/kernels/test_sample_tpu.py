@@ -22,8 +22,10 @@ def kernels(compiled) -> int:
     return compiled.as_text().count('custom_call_target="tpu_custom_call"')
 
 
-@pytest.mark.parametrize("generation", tpu_topologies.GENERATIONS)
-@pytest.mark.parametrize("name", specs.REAL)
+@pytest.mark.parametrize(
+    ("generation", "name"),
+    tpu_topologies.pairs(specs.REAL, widest=["qwen2.5_14b", "qwen2.5_14b_truncated"]),
+)
 def test_the_kernel_of_real_shapes(generation, name):
     """With truncation only the kernel: what follows it is XLA's, see below. It needs the VMEM
     that the arithmetic that chooses its blocks says, and no more than is left for the compiler."""

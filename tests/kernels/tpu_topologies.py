@@ -1,7 +1,8 @@
 """Compiling for TPU generations on a machine that has none, for the kernels' tests."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -20,6 +21,16 @@ VMEM_OF_THE_COMPILER = 2 * 2**20
 needs_libtpu = pytest.mark.skipif(
     topologies.library() is None, reason="libtpu is not installed: make test installs it"
 )
+
+
+def pairs(names: Iterable[str], widest: Iterable[str]) -> list[Any]:
+    """(generation, spec) for parametrize: all. The default suite compiles every spec for v5e, and
+    for every generation `widest`, which need most VMEM; the others are marked slow."""
+    needed = {("v5e", name) for name in names} | set(itertools.product(GENERATIONS, widest))
+    return [
+        pytest.param(*pair, marks=[] if pair in needed else pytest.mark.slow)
+        for pair in itertools.product(GENERATIONS, names)
+    ]
 
 
 @functools.cache
