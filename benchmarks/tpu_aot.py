@@ -9,6 +9,7 @@ rates; it is no measurement. A program that the compiler refuses is a row that s
 command exits with 1. Whole steps: `python -m rpt.compile`.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,7 @@ def ops() -> Iterator[dict[str, Any]]:
         device = topologies.devices(topologies.GENERATIONS[generation])[0]
         alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
         for case in cases.cases(jnp.bfloat16, "pallas"):
+            print(f"{generation}: {case.op} {case.spec}", file=sys.stderr, flush=True)
             least, bound = chips.CHIPS[generation].roofline_seconds(case.flops, case.bytes)
             yield {
                 "generation": generation,
