@@ -47,11 +47,10 @@ def test_every_layout_learns_the_same_from_the_same_thoughts(layout, trunk, para
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
-@pytest.mark.parametrize("layout", ["trunk", "rows"])
-def test_in_bfloat16_it_learns_nearly_the_same(layout, trunk, params):
-    """From the same thoughts; bfloat16 has 8 bits."""
+def test_in_bfloat16_it_learns_nearly_the_same(trunk, params):
+    """From the same thoughts: every gradient to 3% of its norm."""
     result, expected = trunk
-    found = bench(layout, params, "bfloat16").learn(result)
+    found = bench("trunk", params, "bfloat16").learn(result)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
         assert 1e-4 < np.linalg.norm(x - y) / np.linalg.norm(y) < 0.03

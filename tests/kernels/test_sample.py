@@ -94,8 +94,9 @@ def small_tiles(monkeypatch):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_goodness_of_fit(name):
-    """Chi-square over a million draws; tokens cut away never occur; log_prob is the true one."""
-    rows = 2**18 if name == "temperature" else 2**20
+    """Chi-square over a million draws each of plain, top-k and top-p, and a quarter of that of what
+    they combine into; tokens cut away never occur; log_prob is the true one."""
+    rows = 2**18 if name in ("temperature", "top_k_and_top_p") else 2**20
     logits_1V = jnp.asarray(LOGITS_V)[:, None]
     drawn = chunked_sample(jnp.ones((rows, 1)), logits_1V, row_keys(rows), **SETTINGS[name])
     p = truncated(LOGITS_V, **SETTINGS[name])
