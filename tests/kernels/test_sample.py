@@ -81,15 +81,16 @@ def assert_same(found, expected, tolerance=1e-5):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Many tiles, groups of tiles and blocks of rows at small sizes; the last of each partial."""
+    """Many tiles, groups of tiles and blocks of rows at small sizes; the last of each partial.
+    `sample` does not know that it would be another program."""
     monkeypatch.setattr(tiles, "_MIN_TILE", 32)
     monkeypatch.setattr(tiles, "_MAX_TILE", 64)
     monkeypatch.setattr(chunked, "_ROWS", 16)
     monkeypatch.setattr(chunked, "_SMALL", 0)
     monkeypatch.setattr(chunked, "_BINS", 16)
-    jax.clear_caches()
+    sample.clear_cache()
     yield
-    jax.clear_caches()
+    sample.clear_cache()
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -37,7 +37,7 @@ def test_the_kernel_of_real_shapes(generation, name):
     blocks = pallas_tpu._blocks(request, *inputs[:2])
     most = pallas_tpu._vmem_bytes(request, blocks, D, 2, 2)
     assert found.keys() == {"sample"}
-    assert most / 4 < found["sample"] <= most + tpu_topologies.VMEM_OF_THE_COMPILER
+    assert 0 < found["sample"] <= most + tpu_topologies.VMEM_OF_THE_COMPILER
 
 
 def test_the_whole_of_truncated_sampling():
