@@ -154,7 +154,7 @@ def renewed(config: config_lib.Config, root: pathlib.Path) -> list[Piece]:
         piece = read(path(root, arm.name))
         if piece.content["plan"] != plan:
             piece = Piece({**piece.content, "plan": plan})
-            _write(path(root, arm.name), piece.content)
+            save(path(root, arm.name), piece.content)
         pieces.append(piece)
     return pieces
 
@@ -185,10 +185,11 @@ def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
         "history": _history(root / arm / "metrics.jsonl"),
         "positions": pack(measured),
     }
-    _write(path(root, arm), content)
+    save(path(root, arm), content)
 
 
-def _write(where: pathlib.Path, content: dict[str, Any]) -> None:
+def save(where: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes the content of a piece, whole or not at all."""
     where.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     files.write(where, gzip.compress(text.encode(), mtime=0))

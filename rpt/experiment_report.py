@@ -77,7 +77,7 @@ def make(
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs.write_json(out / "results.json", found)
-        (out / "report.md").write_text("\n".join(_markdown(found)))
+        (out / "report.md").write_text("\n".join(markdown(found)))
         experiment_curves.draw(found, out / "curves.png")
     except OSError as error:
         raise PermissionError(f"cannot write to {out}: {error.strerror}") from None
@@ -87,7 +87,8 @@ def make(
     return found
 
 
-def _markdown(found: dict[str, Any]) -> list[str]:
+def markdown(found: dict[str, Any]) -> list[str]:
+    """The lines of report.md."""
     seeds = ", ".join(map(str, found["seeds"]))
     lines = [f"# RPT experiment, seed{'s' * (len(found['seeds']) > 1)} {seeds}"]
     lines += ["", found["hypothesis"], ""]
