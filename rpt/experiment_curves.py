@@ -35,7 +35,7 @@ def _training(accuracy: Any, groups: Any, arms: Mapping[str, Any]) -> None:
             seeds = [seed for seed in reinforced[0]["history"].values() if name in seed]
             _line([(s["step"], _smooth(s[name])) for s in seeds], axes, label)
         axes.set(xlabel="step", ylim=(0, 1.02))
-        if reinforced:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend()
     title = reinforced[0]["title"] if reinforced else "no arm trained by reward"
     accuracy.set_title(f"{title}: accuracy at the cuts of each step")

@@ -18,17 +18,19 @@ from rpt import (
 from tests.rpt import fixture_pieces
 from tests.rpt.fixture_pieces import claim, piece, plan
 
-THOUGHTS = {"base": 0.3, "rpt": 0.5, "ntp": 0.3, "rpt_rlvr": 0.6}
+THOUGHTS = {"base": 0.3, "ntp": 0.3, "rpt": 0.5, "rpt_rlvr": 0.7}
 
 
-def pieces(seeds=(0, 1), **changes):
-    """Of every arm; `changes` are arguments of `piece` by arm."""
+def pieces(seeds=(0, 1), arms=tuple(THOUGHTS), tables=True, **changes):
+    """`changes` are arguments of `piece` by arm."""
     made = plan()
     return [
-        piece(made, arm, seed, **{"thought": share + 0.1 * seed, **changes.get(arm, {})})
+        piece(made, arm, seed, tables=tables, **(
+            {"thought": THOUGHTS[arm] + 0.2 * seed} | changes.get(arm, {})
+        ))
         for seed in seeds
-        for arm, share in THOUGHTS.items()
-    ]
+        for arm in arms
+    ]  # fmt: skip
 
 
 # ---- pieces --------------------------------------------------------------------------------------
@@ -72,9 +74,9 @@ def write(folder, *made):
 
 
 def test_the_report_is_made_of_a_folder_of_pieces(tmp_path):
-    write(tmp_path / "there", *pieces())
+    write(tmp_path / "there", *pieces(arms=("base", "rpt")))
     found = experiment_pieces.read_folder(tmp_path / "there")
-    assert {(p.seed, p.arm) for p in found} == {(seed, arm) for seed in (0, 1) for arm in THOUGHTS}
+    assert [(p.seed, p.arm) for p in found] == [(0, "base"), (0, "rpt"), (1, "base"), (1, "rpt")]
     results = experiment_report.make(found, tmp_path / "out", quiet=True)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written == json.loads(json.dumps(results))
@@ -107,15 +109,14 @@ def test_pieces_that_do_not_belong_together_are_refused(tmp_path):
 def claimed(asked, made=None, **changes):
     """That claim of the pieces of seeds 0 and 1."""
     made = made or plan()
-    found = {
-        seed: {p.arm: p for p in pieces(**changes) if p.seed == seed} for seed in (0, 1)
-    }
-    return experiment_claims.claim(made, asked, found, ">1.5")
+    given = pieces(arms=("base", "rpt"), tables=False, **changes)
+    by_seed = {seed: {p.arm: p for p in given if p.seed == seed} for seed in (0, 1)}
+    return experiment_claims.claim(made, asked, by_seed, ">1.5")
 
 
 def test_a_claim_is_the_paired_difference_of_each_seed_and_their_mean():
     found = claimed(claim("rpt", "thought_argmax", "base", "thought_argmax"))
-    by_arm = {p.arm: p for p in pieces((1,))}
+    by_arm = {p.arm: p for p in pieces((1,), tables=False)}
     alone = evaluation_records.compare(
         by_arm["rpt"].recorded, by_arm["base"].recorded, ">1.5", part="stories"
     )
@@ -143,7 +144,7 @@ def test_gated_thinking_uses_the_arms_own_threshold():
     "changes",
     [
         {"base": {"passed": False}, "rpt": {"passed": False}},
-        {"base": {"thought": 0.7}},
+        {"base": {"thought": 0.8}},
         {"base": {"thought": 0.5}, "rpt": {"thought": 0.5}},
     ],
 )
@@ -165,15 +166,14 @@ def test_few_hard_positions_support_nothing():
 def test_gated_thinking_is_only_shown_where_enough_positions_think():
     asked = claim("rpt", "gated", "rpt", "no_think", bin="gate")
     assert claimed(asked)["pooled"]["shown"]
-    assert not claimed(asked, rpt={"threshold": 3.05})["pooled"]["shown"]
+    assert not claimed(asked, rpt={"enough_thinking": False})["pooled"]["shown"]
 
 
 def test_what_was_not_measured_is_said():
     asked = claim("rpt", "thought_argmax", "base", "no_think", bin="label:answer/99")
     assert claimed(asked)["pooled"] is None
-    made = [p for p in pieces() if p.arm != "ntp"]
-    found = experiment_results.results(made)
-    assert found["missing"] == ["seed0/ntp", "seed1/ntp"]
+    found = experiment_results.results(pieces(arms=("base", "rpt")))
+    assert found["missing"] == [f"seed{s}/{arm}" for s in (0, 1) for arm in ("ntp", "rpt_rlvr")]
     assert found["claims"][2]["pooled"] is None
     assert experiment_tables.claim_lines(found, goals=False)[1].startswith("not measured: the rpt")
     assert "missing: seed1/ntp has not been evaluated" in experiment_tables.notes(found)
@@ -195,8 +195,8 @@ def table(found, title):
 
 def test_a_cell_is_the_mean_over_seeds_and_each_seed(found):
     row = table(found, "Next-token accuracy: test, stories")["the rpt"]
-    bins = [entry["parts"]["stories"]["bins"][">1.5"] for entry in found["arms"]["rpt"]["seeds"].values()]
-    first, second = (bin["thought_argmax"]["mean"] for bin in bins)
+    parts = [entry["parts"]["stories"] for entry in found["arms"]["rpt"]["seeds"].values()]
+    first, second = (part["bins"][">1.5"]["thought_argmax"]["mean"] for part in parts)
     cell = row["hard >1.5 nats, thought"]
     assert cell == f"{(first + second) / 2:.3f} ({first:.2f}, {second:.2f})"
     assert "easy >0.5 nats, no thought" in row
@@ -208,8 +208,8 @@ def test_the_table_of_rlvr_has_each_arm_before_and_after(found):
     assert found["rlvr"] == [["rpt", "rpt_rlvr"]]
     rows = table(found, "RLVR")
     assert list(rows) == ["the rpt"]
-    assert rows["the rpt"]["before, thought"].startswith("0.550 (0.5")
-    assert rows["the rpt"]["after, thought"].startswith("0.650 (0.6")
+    assert rows["the rpt"]["before, thought"].startswith("0.6")
+    assert rows["the rpt"]["after, thought"].startswith("0.8")
 
 
 def test_depths_stand_in_the_order_of_numbers_and_noise_is_no_depth(found):
