@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rpt import experiment_claims, experiment_tables
 
@@ -68,19 +69,20 @@ def _gated(axes: Any, arms: Mapping[str, Any], part: str) -> None:
         ]
         _line(lines, axes, arm["title"])
     axes.set(
-        title="thinking where the entropy is high: accuracy on all tokens",
+        title="gated thinking: accuracy on all tokens",
         xlabel="thought tokens per document token",
     )
     axes.legend()
 
 
-def _line(seeds: Sequence[tuple[Sequence[float], Sequence[float]]], axes: Any, label: str) -> None:
+def _line(seeds: Sequence[tuple[ArrayLike, ArrayLike]], axes: Any, label: str) -> None:
     """The mean of the seeds' lines as far as all of them go, and their range."""
     if not seeds:
         return
-    length = min(len(x) for x, _ in seeds)
-    x = np.mean([np.asarray(x, float)[:length] for x, _ in seeds], axis=0)
-    values = np.array([np.asarray(y, float)[:length] for _, y in seeds])
+    lines = [(np.asarray(x, float), np.asarray(y, float)) for x, y in seeds]
+    length = min(len(x) for x, _ in lines)
+    x = np.mean([x[:length] for x, _ in lines], axis=0)
+    values = np.array([y[:length] for _, y in lines])
     (line,) = axes.plot(x, values.mean(axis=0), label=label)
     if len(seeds) > 1:
         axes.fill_between(

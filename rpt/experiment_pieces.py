@@ -280,12 +280,11 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
     def rewards(name: str, *shape: int) -> np.ndarray:
         return bits(content[name], *shape).astype(np.float64)
 
-    names, lengths = zip(*content["part"]) if content["part"] else ((), ())
+    parts, lengths = zip(*content["part"]) if content["part"] else ((), ())
     kept = {
-        "part_P": np.repeat(np.array(names, str), np.array(lengths, np.int64)),
+        "part_P": np.repeat(np.array(parts, str), np.array(lengths, np.int64)),
         "document_id_P": np.array(content["document_id"], np.int64),
         "cut_P": np.array(content["cut"], np.int64),
-        "bins": {name: bits(text, P) for name, text in content["bins"].items()},
         "gate_entropy_P": np.array(content["gate_entropy"], np.float64),
         "raw_reward_P": rewards("raw", P),
         "header_reward_P": rewards("header", P),
@@ -293,8 +292,10 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
         "sampled_reward_PG": rewards("sampled", P, G),
         "argmax_reward_PG": rewards("argmax", P, G),
     }
-    others = [f.name for f in dataclasses.fields(evaluation.Measured) if f.name not in kept]
+    names = {field.name for field in dataclasses.fields(evaluation.Measured)}
     unknown = {
-        name: np.broadcast_to(np.nan, (P, G) if name.endswith("PG") else (P,)) for name in others
+        name: np.broadcast_to(np.nan, (P, G) if name.endswith("PG") else (P,))
+        for name in names - kept.keys() - {"bins"}
     }
-    return evaluation.Measured(**kept, **unknown)
+    bins = {name: bits(text, P) for name, text in content["bins"].items()}
+    return evaluation.Measured(bins=bins, **kept, **unknown)

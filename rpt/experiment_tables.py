@@ -102,6 +102,7 @@ def tables(found: Results) -> list[Table]:
         *(other_part(found, part) for part in parts if part != found["claim_part"]),
         *(kinds(found, part) for part in parts),
         *(depths(found, part, family) for part in parts for family in _families(found, part)),
+        noise(found),
         scaling(found),
     ]
     return [table for table in made if table is not None and table.rows and table.columns[1:]]
@@ -241,6 +242,20 @@ def depths(found: Results, part: str, family: str) -> Table:
     return _with_counts(_table(found, title, columns), found, part, "labels", labels)
 
 
+def noise(found: Results) -> Table:
+    """The leak check: nothing can predict noise, and a thought may even keep from guessing."""
+    check = ("parts", evaluation.ALL, "leak_check", "sigmas_above_guess")
+    modes = ("no_think_raw", "no_think_header", _THOUGHT, _SAMPLED)
+    columns = [_Column(mode.replace("_", " "), _at(*check, mode), 1) for mode in modes]
+    if not any(_leak_checked(entry) for entry in _entries(found)):
+        columns = []
+    return _table(found, "Noise: accuracy less a constant guess's, in sigma", columns)
+
+
+def _leak_checked(entry: Mapping[str, Any]) -> bool:
+    return entry["parts"][evaluation.ALL]["leak_check"] is not None
+
+
 def scaling(found: Results) -> Table:
     """The points of the scaling curves."""
     rows = [
@@ -342,7 +357,7 @@ def _claim_line(found: Results, claim: Mapping[str, Any]) -> str:
 
 
 def notes(found: Results) -> list[str]:
-    """What else decides whether a figure counts: missing parts, few seeds, gates, noise."""
+    """What else decides whether a figure counts: missing parts, few seeds, gates, leaks."""
     lines = [f"missing: {name} has not been evaluated" for name in found["missing"]]
     if len(found["seeds"]) > 1:
         lines.append(
@@ -357,18 +372,18 @@ def notes(found: Results) -> list[str]:
                 f"{gate['accuracy']:.3f}, asked {gate['threshold']})"
             )
     for arm in found["arms"].values():
-        for seed, entry in arm["seeds"].items():
-            for part, table in entry["parts"].items():
-                lines += _leaks(f"{arm['title']}, seed {seed}, {part}", table["leak_check"])
+        checks = {seed: entry["parts"][evaluation.ALL] for seed, entry in arm["seeds"].items()}
+        leaks = [seed for seed, table in checks.items() if _leak(table["leak_check"])]
+        if leaks:
+            lines.append(
+                f"LEAK: {arm['title']} predicts noise better than by guessing, by more than 3 "
+                f"sigma, in seed {', '.join(leaks)}"
+            )
     return lines
 
 
-def _leaks(where: str, check: Mapping[str, Any] | None) -> list[str]:
-    return [
-        f"noise: {where}, {mode} is {sigmas:+.1f} sigma from a constant guess"
-        for mode, sigmas in (check["sigmas_above_guess"].items() if check else ())
-        if abs(sigmas) > 3
-    ]
+def _leak(check: Mapping[str, Any] | None) -> bool:
+    return check is not None and check["leak_suspected"]
 
 
 def interval(value: Mapping[str, Any]) -> str:

@@ -265,5 +265,12 @@ def test_the_report_states_goals_first_and_that_seeds_are_few(found):
     goals = experiment_tables.claim_lines(found, goals=True)
     assert len(goals) == 1
     assert "shown in 2 of 2 seeds" in goals[0]
-    noise = [line for line in experiment_tables.notes(found) if line.startswith("noise")]
-    assert noise  # half of it is right with thought
+
+
+def test_a_leak_is_said_and_noise_has_its_table(found):
+    leaks = [line for line in experiment_tables.notes(found) if line.startswith("LEAK: the rpt ")]
+    assert len(leaks) == 1  # half of the noise and more is right with thought
+    assert leaks[0].endswith("in seed 0, 1")
+    row = table(found, "Noise")["the rpt"]
+    assert row["no think raw"] == "0.0 (0.0, 0.0)"
+    assert float(row["thought argmax"].split()[0]) > 3
