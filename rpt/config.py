@@ -65,15 +65,15 @@ class GateConfig:
     """When stage 0 may end: with-thought accuracy on validation answers of shallow depth.
 
     Attributes:
-      spec: validation source with labels.
+      mixture: validation sources with labels; the weights do not matter.
       labels: which labelled tokens count, such as 'answer/1'; none means no gate.
-      threshold: accuracy to reach.
+      threshold: accuracy to reach in every part of the mixture.
       every_steps: how often to look, from `first_step` on.
       max_steps: where the decay begins even if the gate was never passed.
-      documents: how many are measured.
+      documents: how many are measured of each part.
     """
 
-    spec: str = ""
+    mixture: Mixture = ()
     labels: tuple[str, ...] = ()
     threshold: float = 0.9
     first_step: int = 0
@@ -112,6 +112,8 @@ class PositionsConfig:
       proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
         entropies; '' is the policy.
       index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
+      labels: only tokens with one of these labels, all of them if none is given; 'answer' is also
+        'answer/3'. With mode 'random' that is reinforcement learning on verifiable answers.
     """
 
     mode: Literal["entropy", "random"] = "entropy"
@@ -122,6 +124,7 @@ class PositionsConfig:
     min_context: int = 8
     proxy: str = ""
     index: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.proxy and self.index:
@@ -195,6 +198,9 @@ class TrainConfig:
     warmup_learning_rate: float = 1e-4
 
 
+Ablation = Literal["none", "drop", "shuffle", "swap", "truncate", "filler"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation on positions of held-out documents, see rpt/evaluate.py.
@@ -213,6 +219,9 @@ class EvaluateConfig:
       temperature: of the thoughts and of the sampled answers.
       batch_size: trunk rows.
       bins_nats: ascending limits of the bins of bin_entropy; above the last is hard.
+      ablations: what is done to the thoughts of the hard bin before the answer is read again, see
+        rpt/evaluation_ablations.py.
+      filler: text of the one token that the ablation 'filler' puts in place of every other.
       seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
     """
 
@@ -227,6 +236,8 @@ class EvaluateConfig:
     temperature: float = 1.0
     batch_size: int = 16
     bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+    ablations: tuple[Ablation, ...] = ()
+    filler: str = "."
     seed: int = 0
 
     def __post_init__(self):
