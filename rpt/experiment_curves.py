@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rpt import experiment_claims, experiment_tables
+from rpt import experiment_claims, experiment_lines
 
 _ACCURACIES = (("accuracy", "with thought"), ("no_think_accuracy", "without"))
 _GROUPS = ("groups_mixed", "answer_rate", "over_budget_rate")
@@ -20,7 +20,7 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     height = max(8.0, 4.0 + 0.3 * len(found["arms"]))
     figure, axes = plt.subplots(2, 2, figsize=(11, height), layout="constrained")
-    chosen = {name: found["arms"][name] for name in experiment_tables.featured(found)}
+    chosen = {name: found["arms"][name] for name in experiment_lines.featured(found)}
     _training(axes[0, 0], axes[0, 1], chosen)
     _hard(axes[1, 0], found)
     _gated(axes[1, 1], chosen, found["claim_part"])

@@ -292,10 +292,10 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
         "sampled_reward_PG": rewards("sampled", P, G),
         "argmax_reward_PG": rewards("argmax", P, G),
     }
-    names = {field.name for field in dataclasses.fields(evaluation.Measured)}
+    names = {f.name for f in dataclasses.fields(evaluation.Measured) if "_P" in f.name}
     unknown = {
         name: np.broadcast_to(np.nan, (P, G) if name.endswith("PG") else (P,))
-        for name in names - kept.keys() - {"bins"}
+        for name in names - kept.keys()
     }
     bins = {name: bits(text, P) for name, text in content["bins"].items()}
     return evaluation.Measured(bins=bins, **kept, **unknown)

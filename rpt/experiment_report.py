@@ -50,6 +50,7 @@ from absl import flags
 from rpt import (
     cli,
     experiment_curves,
+    experiment_lines,
     experiment_pieces,
     experiment_results,
     experiment_tables,
@@ -93,9 +94,9 @@ def markdown(found: dict[str, Any]) -> list[str]:
     lines = [f"# RPT experiment, seed{'s' * (len(found['seeds']) > 1)} {seeds}"]
     lines += ["", found["hypothesis"], ""]
     claims = {
-        "Goals": experiment_tables.claim_lines(found, goals=True),
-        "Other claims": experiment_tables.claim_lines(found, goals=False),
-        "What to bear in mind": experiment_tables.notes(found),
+        "Goals": experiment_lines.claim_lines(found, goals=True),
+        "Other claims": experiment_lines.claim_lines(found, goals=False),
+        "What to bear in mind": experiment_lines.notes(found),
     }
     for title, items in claims.items():
         if items:
@@ -124,9 +125,9 @@ def _print(found: dict[str, Any]) -> None:
     for cells in overview.rows:
         table.add_row(*cells)
     console.print(table)
-    goals = experiment_tables.claim_lines(found, goals=True)
-    others = experiment_tables.claim_lines(found, goals=False)
-    lines = [*experiment_tables.notes(found), *(f"goal {line}" for line in goals), *others]
+    goals = experiment_lines.claim_lines(found, goals=True)
+    others = experiment_lines.claim_lines(found, goals=False)
+    lines = [*experiment_lines.notes(found), *(f"goal {line}" for line in goals), *others]
     print("\n".join(lines))
 
 

@@ -1,5 +1,6 @@
 """Pieces, and what is made of them alone: claims, tables over seeds, what counts as shown."""
 
+import copy
 import dataclasses
 import json
 
@@ -10,6 +11,7 @@ from rpt import (
     evaluation,
     evaluation_records,
     experiment_claims,
+    experiment_lines,
     experiment_pieces,
     experiment_report,
     experiment_results,
@@ -175,8 +177,8 @@ def test_what_was_not_measured_is_said():
     found = experiment_results.results(pieces(arms=("base", "rpt")))
     assert found["missing"] == [f"seed{s}/{arm}" for s in (0, 1) for arm in ("ntp", "rpt_rlvr")]
     assert found["claims"][2]["pooled"] is None
-    assert experiment_tables.claim_lines(found, goals=False)[1].startswith("not measured: the rpt")
-    assert "missing: seed1/ntp has not been evaluated" in experiment_tables.notes(found)
+    assert experiment_lines.claim_lines(found, goals=False)[1].startswith("not measured: the rpt")
+    assert "missing: seed1/ntp has not been evaluated" in experiment_lines.notes(found)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -257,18 +259,32 @@ def test_a_scaling_curve_has_its_points_by_seed_with_and_without_stage_0(found):
     assert points[1]["value"]["thought_argmax"]["mean"] == pytest.approx(mean)
 
 
+def test_altered_thoughts_have_a_table_where_they_were_measured(found):
+    assert not [t for t in experiment_tables.tables(found) if t.title.startswith("Altered")]
+    found = copy.deepcopy(found)
+    row = found["arms"]["rpt"]["seeds"]["0"]["parts"]["stories"]["bins"][">1.5"]
+    row["ablations"] = {"drop": {"accuracy": {"mean": 0.125, "low": 0.1, "high": 0.2}}}
+    rows = table(found, "Altered thoughts")
+    assert rows["the rpt"]["drop"] == "0.125 (0.12)"
+    assert rows["the base"]["drop"] == "-"
+    assert (
+        rows["the rpt"]["true thought"]
+        == table(found, "Next-token")["the rpt"]["hard >1.5 nats, thought"]
+    )
+
+
 def test_the_report_states_goals_first_and_that_seeds_are_few(found):
     text = "\n".join(experiment_report.markdown(found))
     assert text.index("## Goals") < text.index("## Other claims") < text.index("## Next-token")
     assert "2 seeds are few" in text
     assert all(c["what"] in text for c in found["claims"])
-    goals = experiment_tables.claim_lines(found, goals=True)
+    goals = experiment_lines.claim_lines(found, goals=True)
     assert len(goals) == 1
     assert "shown in 2 of 2 seeds" in goals[0]
 
 
 def test_a_leak_is_said_and_noise_has_its_table(found):
-    leaks = [line for line in experiment_tables.notes(found) if line.startswith("LEAK: the rpt ")]
+    leaks = [line for line in experiment_lines.notes(found) if line.startswith("LEAK: the rpt ")]
     assert len(leaks) == 1  # half of the noise and more is right with thought
     assert leaks[0].endswith("in seed 0, 1")
     row = table(found, "Noise")["the rpt"]
