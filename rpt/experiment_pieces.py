@@ -298,4 +298,4 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
         for name in names - kept.keys()
     }
     bins = {name: bits(text, P) for name, text in content["bins"].items()}
-    return evaluation.Measured(bins=bins, **kept, **unknown)
+    return evaluation.Measured(bins=bins, ablations={}, **kept, **unknown)
