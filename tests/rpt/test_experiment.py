@@ -118,9 +118,10 @@ def test_what_is_left_is_estimated_from_the_same_part_of_other_seeds_then_from_i
     left = experiment_conductor.seconds_left(parts, done, {}, finished, 1)
     assert left == sum(finished.values())
     running = {"seed1/base": 60.0, "seed1/rpt": 90.0}  # the second takes longer than expected
-    assert experiment_conductor.seconds_left(parts, done, running, finished, 2) == (
-        left - 60.0 - 50.0
-    ) / 2
+    assert (
+        experiment_conductor.seconds_left(parts, done, running, finished, 2)
+        == (left - 60.0 - 50.0) / 2
+    )
     alone = experiment_conductor.seconds_left(
         {name: parts[name] for name in ("seed0/rpt", "seed0/rpt_rlvr")},
         {"seed0/rpt"}, {}, {"seed0/rpt": 50.0}, 1,
