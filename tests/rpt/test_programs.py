@@ -107,8 +107,6 @@ def test_decoding_moves_no_weights():
 @pytest.mark.parametrize("name", SLICES)
 def test_memory_and_exchanges_are_as_recorded(name):
     """A change that is meant is recorded by python -m tests.rpt.compiled_programs."""
-    if not compiled_programs.GOLDEN.exists():
-        pytest.skip("nothing is recorded yet: python -m tests.rpt.compiled_programs")
     golden = json.loads(compiled_programs.GOLDEN.read_text())
     if golden["version"] != compiled_programs.version():
         pytest.skip(f"recorded with {golden['version']}, not {compiled_programs.version()}")
