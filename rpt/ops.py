@@ -10,6 +10,10 @@ mesh is combined by maxima and sums of rows, where the compiler alone might gath
 
 What does not divide is computed by every device of that axis. Without a mesh, or with a mesh of one
 device, the kernel is called as it is.
+
+Weights that are split over fsdp are gathered where they are used, in the dtype of the computation,
+and their gradients summed straight into shards, in the same dtype: `gathered` for those of a layer,
+`_head` for the head inside of its kernels.
 """
 
 import functools
@@ -88,20 +92,20 @@ def logprob(
     threshold_M: jax.Array | None = None,
 ) -> _logprob.LogProb:
     """See kernels/logprob/api.py."""
-    rows, vocab = _rows(hidden_MD.shape[0]), _split(sharding.RULES["vocab"], len(unembedding_VD))
+    rows, head = _rows(hidden_MD.shape[0]), _head_spec(unembedding_VD)
 
     def kernel(hidden_MD, unembedding_VD, labels_M, threshold_M):
         return _logprob.logprob(
             hidden_MD,
-            unembedding_VD,
+            _head(unembedding_VD, head, hidden_MD.dtype),
             labels_M,
             temperature=temperature,
             threshold_M=threshold_M,
-            vocab_axis=vocab,
+            vocab_axis=head[0],
         )
 
     by_row = PartitionSpec(rows)
-    specs = (by_row, PartitionSpec(vocab), by_row, None if threshold_M is None else by_row)
+    specs = (by_row, PartitionSpec(*head), by_row, None if threshold_M is None else by_row)
     return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M, threshold_M), specs, by_row)
 
 
@@ -109,11 +113,14 @@ def score(
     hidden_MD: jax.Array, unembedding_VD: jax.Array, labels_M: jax.Array, *, top: int
 ) -> _logprob.Scores:
     """See kernels/logprob/api.py."""
-    rows, vocab = _rows(hidden_MD.shape[0]), _split(sharding.RULES["vocab"], len(unembedding_VD))
-    kernel = functools.partial(_logprob.score, top=top, vocab_axis=vocab)
+    rows, head = _rows(hidden_MD.shape[0]), _head_spec(unembedding_VD)
+
+    def kernel(hidden_MD, unembedding_VD, labels_M):
+        whole_VD = _head(unembedding_VD, head, hidden_MD.dtype)
+        return _logprob.score(hidden_MD, whole_VD, labels_M, top=top, vocab_axis=head[0])
+
     by_row = PartitionSpec(rows)
-    specs = (by_row, PartitionSpec(vocab), by_row)
-    return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), specs, by_row)
+    return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), (by_row, PartitionSpec(*head), by_row), by_row)
 
 
 def sample(
@@ -133,6 +140,39 @@ def sample(
     by_row = PartitionSpec(rows)
     specs = (by_row, PartitionSpec(vocab), by_row)
     return _mapped(kernel, (hidden_MD, unembedding_VD, keys_M2), specs, by_row)
+
+
+def gathered(weight: jax.Array, axes: tuple[str, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A weight of a layer, cast and then whole along fsdp; its gradient is summed into shards.
+
+    Args:
+      weight: a parameter in its training layout.
+      axes: its logical axes.
+      dtype: of the computation.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cast = weight.astype(dtype)
+    return cast if mesh.empty or mesh.shape["fsdp"] == 1 else _gathered(cast, axes)
+
+
+# The gradient of a sharding constraint has the same constraint: the compiler would sum whole
+# gradients on every device and slice them afterwards, which is twice the exchange.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    kept = [None if axis == "fsdp" else axis for axis in _spec(axes, weight)]
+    return jax.lax.with_sharding_constraint(weight, PartitionSpec(*kept))
+
+
+def _gathered_forward(weight, axes):
+    return _gathered(weight, axes), None
+
+
+def _gathered_backward(axes, residuals, gradient):
+    del residuals
+    return (jax.lax.with_sharding_constraint(gradient, _spec(axes, gradient)),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def split_rows(tree: Any, axis: int = 0) -> Any:
@@ -164,6 +204,24 @@ def split_tensor(array: jax.Array, axis: int | None, count: int = 0) -> jax.Arra
     if axis is not None:
         names[axis] = _split("tensor", count or array.shape[axis])
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*names))
+
+
+def _spec(axes: tuple[str, ...], weight: jax.Array) -> PartitionSpec:
+    return sharding.parameter_spec(jax.sharding.get_abstract_mesh(), axes, weight.shape)
+
+
+def _head_spec(unembedding_VD: jax.Array) -> tuple[str | None, str | None]:
+    """The mesh axes over which the vocabulary and the width of the head are split."""
+    V, D = unembedding_VD.shape
+    return _split(sharding.RULES["vocab"], V), _split(sharding.RULES["embed"], D)
+
+
+def _head(unembedding_VD: jax.Array, axes: tuple[str | None, str | None], dtype) -> jax.Array:
+    """Inside of shard_map: the head whole along its width. The gradient of an all-gather is a
+    reduce-scatter, in the dtype of the gathered head."""
+    if axes[1] is None:
+        return unembedding_VD
+    return jax.lax.all_gather(unembedding_VD.astype(dtype), axes[1], axis=1, tiled=True)
 
 
 def _mapped(kernel: Callable[..., Any], arrays: tuple[Any, ...], specs: Any, out: Any) -> Any:

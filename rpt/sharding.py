@@ -70,21 +70,26 @@ def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: An
     """A NamedSharding per parameter; an axis that does not divide is replicated."""
 
     def one(axes: PartitionSpec, shape) -> NamedSharding:
-        names = [
-            RULES[axis]
-            if axis is not None
-            and _size(mesh, axis) > 1
-            and shape.shape[i] % _size(mesh, axis) == 0
-            else None
-            for i, axis in enumerate(axes)
-        ]
-        # As jit writes the shardings of its results: equal layouts that are written differently
-        # would compile every program of the second step again.
-        while names and names[-1] is None:
-            names.pop()
-        return NamedSharding(mesh, PartitionSpec(*names))
+        return NamedSharding(mesh, parameter_spec(mesh, tuple(axes), shape.shape))
 
     return jax.tree.map(one, logical_axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def parameter_spec(
+    mesh: Mesh | AbstractMesh, logical_axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> PartitionSpec:
+    """Of one parameter."""
+    names = [
+        RULES[axis]
+        if axis is not None and _size(mesh, axis) > 1 and size % _size(mesh, axis) == 0
+        else None
+        for axis, size in zip(logical_axes, shape, strict=True)
+    ]
+    # As jit writes the shardings of its results: equal layouts that are written differently would
+    # compile every program of the second step again.
+    while names and names[-1] is None:
+        names.pop()
+    return PartitionSpec(*names)
 
 
 def _size(mesh: Mesh | AbstractMesh, logical_axis: str) -> int:
