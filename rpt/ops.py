@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import layout
 from jax.sharding import PartitionSpec
 
 from kernels.branch_attention import api as _branch_attention
@@ -30,6 +31,7 @@ from kernels.trunk_attention import api as _trunk_attention
 from rpt import sharding
 
 
+@jax.named_scope("trunk_attention")
 def trunk_attention(
     query_BSNH: jax.Array, key_BSKH: jax.Array, value_BSKH: jax.Array, segments_BS: jax.Array
 ) -> jax.Array:
@@ -41,6 +43,7 @@ def trunk_attention(
     return _mapped(_trunk_attention.trunk_attention, arrays, specs, by_head)
 
 
+@jax.named_scope("branch_attention")
 def branch_attention(
     query_BRTNH: jax.Array,
     key_BRTKH: jax.Array,
@@ -58,6 +61,7 @@ def branch_attention(
     return _mapped(_branch_attention.branch_attention, arrays, specs, own)
 
 
+@jax.named_scope("decode_attention")
 def decode_attention(
     query_BRNH: jax.Array,
     trunk: _branch_attention.Trunk,
@@ -83,6 +87,7 @@ def decode_attention(
     return _mapped(_branch_attention.decode_attention, arrays, specs, by_head)
 
 
+@jax.named_scope("logprob")
 def logprob(
     hidden_MD: jax.Array,
     unembedding_VD: jax.Array,
@@ -109,6 +114,7 @@ def logprob(
     return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M, threshold_M), specs, by_row)
 
 
+@jax.named_scope("score")
 def score(
     hidden_MD: jax.Array, unembedding_VD: jax.Array, labels_M: jax.Array, *, top: int
 ) -> _logprob.Scores:
@@ -123,6 +129,7 @@ def score(
     return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), (by_row, PartitionSpec(*head), by_row), by_row)
 
 
+@jax.named_scope("sample")
 def sample(
     hidden_MD: jax.Array,
     unembedding_VD: jax.Array,
@@ -142,6 +149,7 @@ def sample(
     return _mapped(kernel, (hidden_MD, unembedding_VD, keys_M2), specs, by_row)
 
 
+@jax.named_scope("gathered")
 def gathered(weight: jax.Array, axes: tuple[str, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
     """A weight of a layer, cast and then whole along fsdp; its gradient is summed into shards.
 
@@ -217,11 +225,28 @@ def _head_spec(unembedding_VD: jax.Array) -> tuple[str | None, str | None]:
 
 
 def _head(unembedding_VD: jax.Array, axes: tuple[str | None, str | None], dtype) -> jax.Array:
-    """Inside of shard_map: the head whole along its width. The gradient of an all-gather is a
-    reduce-scatter, in the dtype of the gathered head."""
-    if axes[1] is None:
-        return unembedding_VD
-    return jax.lax.all_gather(unembedding_VD.astype(dtype), axes[1], axis=1, tiled=True)
+    """Inside of shard_map: the head whole along its width."""
+    return unembedding_VD if axes[1] is None else _whole(unembedding_VD.astype(dtype), axes[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(shard: jax.Array, axis: str) -> jax.Array:
+    return jax.lax.all_gather(shard, axis, axis=1, tiled=True)
+
+
+def _whole_forward(shard, axis):
+    return _whole(shard, axis), None
+
+
+def _whole_backward(axis, residuals, gradient):
+    del residuals
+    # In memory as it is named: shards of the minor axis would be padded, and the TPU compiler then
+    # sums whole gradients and slices them.
+    rows = layout.with_layout_constraint(gradient.T, layout.Layout((0, 1)))
+    return (jax.lax.psum_scatter(rows, axis, scatter_dimension=0, tiled=True).T,)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _mapped(kernel: Callable[..., Any], arrays: tuple[Any, ...], specs: Any, out: Any) -> Any:

@@ -1,10 +1,11 @@
 """The mesh, and one table from logical axes to mesh axes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "fsdp", "tensor")
@@ -45,7 +46,34 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
             f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
             f"make it a multiple of {rows} or change config.mesh"
         )
-    return Mesh(np.asarray(jax.devices()).reshape(shape), MESH_AXES)
+    return arranged(jax.devices(), shape)
+
+
+def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
+    """A mesh of so many devices per axis of MESH_AXES: chips that exchange most are neighbours, and
+    several slices, which only the data center's network connects, lie along replica.
+
+    Raises:
+      ValueError: replica is no multiple of the number of slices.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    replica, *inner = shape
+    if replica % slices:
+        raise ValueError(
+            f"replica={replica} does not divide over {slices} slices; set config.mesh.replica to a "
+            f"multiple of {slices}"
+        )
+    # An axis of the mesh may take part of an axis of the torus: 2 of tensor on a 4x4.
+    if slices > 1:
+        found = mesh_utils.create_hybrid_device_mesh(
+            (replica // slices, *inner),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(found, MESH_AXES)
 
 
 def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int]:

@@ -45,6 +45,7 @@ class _Branch(NamedTuple):
     hi_BR: jax.Array
 
 
+@jax.named_scope("trunk")
 def trunk(
     config: ModelConfig,
     params: Params,
@@ -67,6 +68,7 @@ def trunk(
     return _apply(config, params, tokens_BS, positions_BS, _Trunk(segments_BS), None)
 
 
+@jax.named_scope("branch")
 def branch(
     config: ModelConfig,
     params: Params,
