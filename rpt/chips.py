@@ -1,8 +1,8 @@
 """What one TPU device can do, from Google Cloud's published figures per chip.
 
 Sources, read in November 2026: the pages v4, v5e, v5p, v6e and tpu7x of
-https://docs.cloud.google.com/tpu/docs, called [docs] below. They give what all links of a chip carry
-in both directions together; a link one way is that over twice the number of links.
+https://docs.cloud.google.com/tpu/docs, called [docs] below. They give what all links of a chip
+carry in both directions together; a link one way is that over twice the number of links.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Chip:
         return max(compute, memory), "compute" if compute >= memory else "HBM"
 
 
-# Memory is [docs]'s number in units of 1e9 bytes: where the page says GiB a chip has 7% more. What a
-# multiple closes to a ring: for v4 [docs] ("each dimension is a multiple of 4"); for the others not
-# confirmed there: a full axis of a v5e or v6e pod (16), and cubes as in v4.
+# Memory is the number of [docs] in units of 1e9 bytes: where the page says GiB a chip has 7% more.
+# What is closed to a ring: for v4 [docs], multiples of 4; not confirmed there for the others, where
+# it is a full axis of a v5e or v6e pod (16), and cubes as in v4.
 CHIPS = {
     # [docs] 275 TFLOPs, 32 GiB, 1,200 GBps. The rate of a link was not confirmed.
     "v4": Chip(275e12, 1200e9, 32e9, 50e9, 3, 4),

@@ -126,7 +126,8 @@ def score(
         return _logprob.score(hidden_MD, whole_VD, labels_M, top=top, vocab_axis=head[0])
 
     by_row = PartitionSpec(rows)
-    return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), (by_row, PartitionSpec(*head), by_row), by_row)
+    specs = (by_row, PartitionSpec(*head), by_row)
+    return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), specs, by_row)
 
 
 @jax.named_scope("sample")
