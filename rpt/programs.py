@@ -144,7 +144,7 @@ def _compile_update(
         advantage_BR=floats((B, R)),
         hi_BR=ints((B, R)),
     )
-    inputs = update.TrunkInputs(*[ints((B, S))] * 3, floats((B, S)))
+    inputs = update.TrunkInputs(ints((B, S)), ints((B, S)), ints((B, S)), floats((B, S)))
     _, kv, backward = program("trunk_forward", update.trunk_forward, model, params, inputs)
     # Compiled for no device that it is told of, it has no arguments that are read.
     total = jax.eval_shape(functools.partial(update.zeros, model), params, kv)
