@@ -7,6 +7,7 @@ rate and perfectly overlapped, so a prediction is a lower bound.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from rpt import chips, hlo_costs, programs, rollout, sharding
 from rpt import config as config_lib
 from rpt.model import config as model_config
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 
 UPDATE = ("trunk_forward", "accumulate", "trunk_backward")
 
@@ -220,6 +221,24 @@ def logits_moved(
             vocab & set(a.shape) and not widths & set(a.shape) and a.dtype in ("f32", "bf16")
             for a in each.arrays
         )
+    ]
+
+
+def weights_moved(
+    costs: hlo_costs.Costs, model: model_config.ModelConfig, mesh: Mapping[str, int]
+) -> list[hlo_costs.Collective]:
+    """Collectives of a decode program that hand on a matrix of the sampling copy, or a shard of it:
+    none is expected. Sums do not count: those of activations may be as large as a matrix."""
+    parameters = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+    copy = jax.eval_shape(functools.partial(decoding.sampling_copy, model), parameters)
+    matrices = [x for x in jax.tree.leaves(copy) if x.ndim > 1 and model.width in x.shape]
+    devices = math.prod(mesh.values())
+    shards = {x.size // n for x in matrices for n in range(1, devices + 1) if devices % n == 0}
+    return [
+        each
+        for each in costs.collectives
+        if each.kind not in ("all-reduce", "reduce-scatter")
+        and any(math.prod(a.shape) in shards for a in each.arrays)
     ]
 
 

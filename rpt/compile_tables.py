@@ -143,6 +143,11 @@ def _checks(report: aot.Report, model: model_config.ModelConfig) -> str:
         each.name for each in report.programs if aot.logits_moved(each.costs, model, report.mesh)
     ]
     lines.append(f"programs that move logits between chips: {', '.join(moved) or 'none'}")
+    for each in report.programs:
+        if each.name == "decode":
+            weights = aot.weights_moved(each.costs, model, report.mesh)
+            kinds = ", ".join(sorted({collective.kind for collective in weights}))
+            lines.append(f"collectives of decode that move weights: {kinds or 'none'}")
     undeclared = sorted({name for each in report.programs for name in each.costs.undeclared})
     if undeclared:
         lines.append(f"kernels that declare no FLOPs, which are missing: {', '.join(undeclared)}")

@@ -10,6 +10,10 @@ mesh is combined by maxima and sums of rows, where the compiler alone might gath
 
 What does not divide is computed by every device of that axis. Without a mesh, or with a mesh of one
 device, the kernel is called as it is.
+
+Weights that are split over fsdp are gathered where they are used, in the dtype of the computation,
+and their gradients summed straight into shards, in the same dtype: `gathered` for those of a layer,
+`_head` for the head inside of its kernels.
 """
 
 import functools
@@ -17,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import layout
 from jax.sharding import PartitionSpec
 
 from kernels.branch_attention import api as _branch_attention
@@ -26,6 +31,7 @@ from kernels.trunk_attention import api as _trunk_attention
 from rpt import sharding
 
 
+@jax.named_scope("trunk_attention")
 def trunk_attention(
     query_BSNH: jax.Array, key_BSKH: jax.Array, value_BSKH: jax.Array, segments_BS: jax.Array
 ) -> jax.Array:
@@ -37,6 +43,7 @@ def trunk_attention(
     return _mapped(_trunk_attention.trunk_attention, arrays, specs, by_head)
 
 
+@jax.named_scope("branch_attention")
 def branch_attention(
     query_BRTNH: jax.Array,
     key_BRTKH: jax.Array,
@@ -54,6 +61,7 @@ def branch_attention(
     return _mapped(_branch_attention.branch_attention, arrays, specs, own)
 
 
+@jax.named_scope("decode_attention")
 def decode_attention(
     query_BRNH: jax.Array,
     trunk: _branch_attention.Trunk,
@@ -79,6 +87,7 @@ def decode_attention(
     return _mapped(_branch_attention.decode_attention, arrays, specs, by_head)
 
 
+@jax.named_scope("logprob")
 def logprob(
     hidden_MD: jax.Array,
     unembedding_VD: jax.Array,
@@ -88,34 +97,40 @@ def logprob(
     threshold_M: jax.Array | None = None,
 ) -> _logprob.LogProb:
     """See kernels/logprob/api.py."""
-    rows, vocab = _rows(hidden_MD.shape[0]), _split(sharding.RULES["vocab"], len(unembedding_VD))
+    rows, head = _rows(hidden_MD.shape[0]), _head_spec(unembedding_VD)
 
     def kernel(hidden_MD, unembedding_VD, labels_M, threshold_M):
         return _logprob.logprob(
             hidden_MD,
-            unembedding_VD,
+            _head(unembedding_VD, head, hidden_MD.dtype),
             labels_M,
             temperature=temperature,
             threshold_M=threshold_M,
-            vocab_axis=vocab,
+            vocab_axis=head[0],
         )
 
     by_row = PartitionSpec(rows)
-    specs = (by_row, PartitionSpec(vocab), by_row, None if threshold_M is None else by_row)
+    specs = (by_row, PartitionSpec(*head), by_row, None if threshold_M is None else by_row)
     return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M, threshold_M), specs, by_row)
 
 
+@jax.named_scope("score")
 def score(
     hidden_MD: jax.Array, unembedding_VD: jax.Array, labels_M: jax.Array, *, top: int
 ) -> _logprob.Scores:
     """See kernels/logprob/api.py."""
-    rows, vocab = _rows(hidden_MD.shape[0]), _split(sharding.RULES["vocab"], len(unembedding_VD))
-    kernel = functools.partial(_logprob.score, top=top, vocab_axis=vocab)
+    rows, head = _rows(hidden_MD.shape[0]), _head_spec(unembedding_VD)
+
+    def kernel(hidden_MD, unembedding_VD, labels_M):
+        whole_VD = _head(unembedding_VD, head, hidden_MD.dtype)
+        return _logprob.score(hidden_MD, whole_VD, labels_M, top=top, vocab_axis=head[0])
+
     by_row = PartitionSpec(rows)
-    specs = (by_row, PartitionSpec(vocab), by_row)
+    specs = (by_row, PartitionSpec(*head), by_row)
     return _mapped(kernel, (hidden_MD, unembedding_VD, labels_M), specs, by_row)
 
 
+@jax.named_scope("sample")
 def sample(
     hidden_MD: jax.Array,
     unembedding_VD: jax.Array,
@@ -133,6 +148,40 @@ def sample(
     by_row = PartitionSpec(rows)
     specs = (by_row, PartitionSpec(vocab), by_row)
     return _mapped(kernel, (hidden_MD, unembedding_VD, keys_M2), specs, by_row)
+
+
+@jax.named_scope("gathered")
+def gathered(weight: jax.Array, axes: tuple[str, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A weight of a layer, cast and then whole along fsdp; its gradient is summed into shards.
+
+    Args:
+      weight: a parameter in its training layout.
+      axes: its logical axes.
+      dtype: of the computation.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cast = weight.astype(dtype)
+    return cast if mesh.empty or mesh.shape["fsdp"] == 1 else _gathered(cast, axes)
+
+
+# The gradient of a sharding constraint has the same constraint: the compiler would sum whole
+# gradients on every device and slice them afterwards, which is twice the exchange.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    kept = [None if axis == "fsdp" else axis for axis in _spec(axes, weight)]
+    return jax.lax.with_sharding_constraint(weight, PartitionSpec(*kept))
+
+
+def _gathered_forward(weight, axes):
+    return _gathered(weight, axes), None
+
+
+def _gathered_backward(axes, residuals, gradient):
+    del residuals
+    return (jax.lax.with_sharding_constraint(gradient, _spec(axes, gradient)),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def split_rows(tree: Any, axis: int = 0) -> Any:
@@ -164,6 +213,41 @@ def split_tensor(array: jax.Array, axis: int | None, count: int = 0) -> jax.Arra
     if axis is not None:
         names[axis] = _split("tensor", count or array.shape[axis])
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*names))
+
+
+def _spec(axes: tuple[str, ...], weight: jax.Array) -> PartitionSpec:
+    return sharding.parameter_spec(jax.sharding.get_abstract_mesh(), axes, weight.shape)
+
+
+def _head_spec(unembedding_VD: jax.Array) -> tuple[str | None, str | None]:
+    """The mesh axes over which the vocabulary and the width of the head are split."""
+    V, D = unembedding_VD.shape
+    return _split(sharding.RULES["vocab"], V), _split(sharding.RULES["embed"], D)
+
+
+def _head(unembedding_VD: jax.Array, axes: tuple[str | None, str | None], dtype) -> jax.Array:
+    """Inside of shard_map: the head whole along its width."""
+    return unembedding_VD if axes[1] is None else _whole(unembedding_VD.astype(dtype), axes[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(shard: jax.Array, axis: str) -> jax.Array:
+    return jax.lax.all_gather(shard, axis, axis=1, tiled=True)
+
+
+def _whole_forward(shard, axis):
+    return _whole(shard, axis), None
+
+
+def _whole_backward(axis, residuals, gradient):
+    del residuals
+    # In memory as it is named: shards of the minor axis would be padded, and the TPU compiler then
+    # sums whole gradients and slices them.
+    rows = layout.with_layout_constraint(gradient.T, layout.Layout((0, 1)))
+    return (jax.lax.psum_scatter(rows, axis, scatter_dimension=0, tiled=True).T,)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _mapped(kernel: Callable[..., Any], arrays: tuple[Any, ...], specs: Any, out: Any) -> Any:

@@ -50,8 +50,11 @@ def compile_step(
       token), decode (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        tables = _whole(mesh, tables)
-        return _compile_step(config, model, tables, mesh, branch_length, compiled_one)
+        tables, program = _whole(mesh, tables), _Compiler(compiled_one)
+        _compile_rollout(program, config, model, tables, mesh)
+        length = branch_length or rollout.total_positions(config.rollout, tables)
+        _compile_update(program, config, model, mesh, length)
+        return program.compiled
 
 
 def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
@@ -68,33 +71,44 @@ def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
     )
 
 
-def _compile_step(
-    config, model, tables, mesh, branch_length, compiled_one: CompiledOne
-) -> dict[str, jax.stages.Compiled]:
+class _Compiler:
+    """Compiles one program after the other and keeps them by name."""
+
+    def __init__(self, compiled_one: CompiledOne):
+        self.compiled: dict[str, jax.stages.Compiled] = {}
+        self._compiled_one = compiled_one
+
+    def __call__(self, name: str, function: Any, *args: Any, **static: Any) -> Any:
+        """The shapes and shardings of the program's results."""
+        began = time.perf_counter()
+        lowered = function.lower(*args, **static)
+        compiled = self.compiled[name] = lowered.compile()
+        self._compiled_one(name, compiled, time.perf_counter() - began)
+        return jax.tree.map(_struct, lowered.out_info, compiled.output_shardings)
+
+
+def _parameters(model: model_config.ModelConfig, mesh: Mesh) -> Any:
+    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+    axes = transformer.logical_axes(model)
+    return jax.tree.map(_struct, shapes, sharding.parameter_shardings(mesh, axes, shapes))
+
+
+def _rows(mesh: Mesh, dtype: Any) -> Callable[[tuple[int, ...]], Any]:
+    """Arrays whose first axis is B."""
+    placed = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    return functools.partial(jax.ShapeDtypeStruct, dtype=dtype, sharding=placed)
+
+
+def _compile_rollout(
+    program: _Compiler, config: config_lib.Config, model, tables: rollout.Tables, mesh: Mesh
+) -> None:
     B, S = config.train.batch_size, config.train.seq_len
     R = config.positions.cuts_per_document * config.rollout.group_size
     T = rollout.total_positions(config.rollout, tables)
     tail = tables.tail_ids.shape[0]
-    compiled: dict[str, jax.stages.Compiled] = {}
-
-    def program(name: str, function: Any, *args: Any, **static: Any) -> Any:
-        """Compiles and returns the shapes of its results."""
-        began = time.perf_counter()
-        lowered = function.lower(*args, **static)
-        compiled[name] = lowered.compile()
-        compiled_one(name, compiled[name], time.perf_counter() - began)
-        return jax.tree.map(_struct, lowered.out_info, compiled[name].output_shardings)
-
-    rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
-    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows)
-    floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=rows)
-    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-    axes = transformer.logical_axes(model)
-    params = jax.tree.map(_struct, shapes, sharding.parameter_shardings(mesh, axes, shapes))
-
-    # ---- rollout -------------------------------------------------------------------------------
-    places = (ints((B, S)), ints((B, S)), ints((B, S)))
-    _, kv = program("score", scoring.score_trunk, model, params, *places)
+    ints = _rows(mesh, jnp.int32)
+    params = _parameters(model, mesh)
+    _, kv = program("score", scoring.score_trunk, model, params, *[ints((B, S))] * 3)
     copy = program("sampling_copy", decoding.sampling_copy, model, params)
     trunk = program("prepare_trunk", decoding.prepare_trunk, model, kv)
     hi_BR, key_BR2 = _whole(mesh, (ints((B, R)), jax.ShapeDtypeStruct((B, R, 2), jnp.uint32)))
@@ -111,10 +125,16 @@ def _compile_step(
         T, False,
     )  # fmt: skip
 
-    # ---- update --------------------------------------------------------------------------------
+
+def _compile_update(
+    program: _Compiler, config: config_lib.Config, model, mesh: Mesh, length: int
+) -> None:
+    B, S = config.train.batch_size, config.train.seq_len
+    R, T = config.train.micro_branches, length
     objective, temperature = config.objective, config.rollout.temperature or 1.0
-    R, T = config.train.micro_branches, branch_length or T
     truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1
+    ints, floats = _rows(mesh, jnp.int32), _rows(mesh, jnp.float32)
+    params = _parameters(model, mesh)
     batch = update.MicroBatch(
         tokens_BRT=ints((B, R, T)),
         weight_BRT=floats((B, R, T)),
@@ -124,7 +144,7 @@ def _compile_step(
         advantage_BR=floats((B, R)),
         hi_BR=ints((B, R)),
     )
-    inputs = update.TrunkInputs(*places, floats((B, S)))
+    inputs = update.TrunkInputs(ints((B, S)), ints((B, S)), ints((B, S)), floats((B, S)))
     _, kv, backward = program("trunk_forward", update.trunk_forward, model, params, inputs)
     # Compiled for no device that it is told of, it has no arguments that are read.
     total = jax.eval_shape(functools.partial(update.zeros, model), params, kv)
@@ -136,7 +156,7 @@ def _compile_step(
     total = program(
         "accumulate", update.accumulate, model, objective, temperature, params, kv, batch, total
     )
-    weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=tables.tail_ids.sharding)
+    weight = _whole(mesh, jax.ShapeDtypeStruct((), jnp.float32))
     grads = program(
         "trunk_backward", update.trunk_backward, model, backward, total.params, total.kv_LBSKH,
         weight,
@@ -150,7 +170,6 @@ def _compile_step(
         transform_non_params=lambda x: _struct(x, weight.sharding),
     )
     program("optimizer", update.apply, optimizer, params, opt_state, grads, weight)
-    return compiled
 
 
 def _struct(x: Any, placed: Any) -> jax.ShapeDtypeStruct:

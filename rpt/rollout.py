@@ -344,6 +344,7 @@ def decode(model, config, copy, tables, trunk, cache, branches, t, size, record)
     return branches, cache, t, live
 
 
+@jax.named_scope("advance")
 def _advance(config, tables, branches: Branches, hidden_MD, unembedding_VD, t, record) -> Branches:
     """Writes the token at position t of every live branch and moves its phase on."""
     B, R = branches.phase_BR.shape

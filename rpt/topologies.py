@@ -15,7 +15,6 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 from jax.experimental import topologies as _topologies
 from jax.sharding import Mesh
 
@@ -68,6 +67,6 @@ def devices(topology: str) -> list[Any]:
 
 
 def mesh(topology: str, config: sharding.MeshConfig) -> Mesh:
-    """A mesh over all devices of a slice."""
-    found = np.asarray(devices(topology))
-    return Mesh(found.reshape(sharding.mesh_shape(config, found.size)), sharding.MESH_AXES)
+    """The mesh that `sharding.make_mesh` would make on the slice."""
+    found = devices(topology)
+    return sharding.arranged(found, sharding.mesh_shape(config, len(found)))

@@ -143,6 +143,7 @@ def trunk_forward(model, params, trunk: TrunkInputs):
     return ntp, kv, backward
 
 
+@jax.named_scope("ntp_loss")
 def weighted_nll(model, params, hidden_BSD, tokens_BS, weight_BS) -> jax.Array:
     """Sum over target tokens of weight * -log p(token | tokens before it), in nats."""
     D = hidden_BSD.shape[-1]
@@ -188,6 +189,7 @@ def accumulate(model, objective, temperature, params, kv, batch: MicroBatch, tot
     return _spread(model, Gradients(params_sum, kv_sum, summed))
 
 
+@jax.named_scope("policy_loss")
 def policy_loss(
     model, objective, temperature, params, kv, batch: MicroBatch
 ) -> objectives.PolicyTerms:

@@ -220,6 +220,22 @@ def _layer(
     attend: Attend,
 ) -> jax.Array:
     """x [..., D] -> [..., D]; `attend` maps rotated queries, keys and values to their mix."""
+    with jax.named_scope("attention"):
+        x = x + _attention(config, layer, x, rotation, attend)
+    with jax.named_scope("ff"):
+        h = transformer.rms_norm(x, layer.ff_norm_D, config.norm_epsilon)
+        gate_up = jnp.einsum("...D,DjF->...jF", h, layer.gate_up_D2F)
+        h = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+        return x + transformer.product(h, layer.down_FD)
+
+
+def _attention(
+    config: ModelConfig,
+    layer: Layer,
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    attend: Attend,
+) -> jax.Array:
     h = transformer.rms_norm(x, layer.attention_norm_D, config.norm_epsilon)
     qkv = jnp.einsum("...D,DKXH->...KXH", h, layer.qkv_DKXH)
     if layer.qkv_bias_KXH is not None:
@@ -230,8 +246,4 @@ def _layer(
         q = transformer.rms_norm(q, layer.query_norm_H, config.norm_epsilon)
         k = transformer.rms_norm(k, layer.key_norm_H, config.norm_epsilon)
     mixed = attend(rope.rotate(q, *rotation), rope.rotate(k, *rotation), v)
-    x = x + transformer.product(mixed, layer.output_NHD, summed=2)
-    h = transformer.rms_norm(x, layer.ff_norm_D, config.norm_epsilon)
-    gate_up = jnp.einsum("...D,DjF->...jF", h, layer.gate_up_D2F)
-    h = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-    return x + transformer.product(h, layer.down_FD)
+    return transformer.product(mixed, layer.output_NHD, summed=2)

@@ -45,6 +45,7 @@ class _Branch(NamedTuple):
     hi_BR: jax.Array
 
 
+@jax.named_scope("trunk")
 def trunk(
     config: ModelConfig,
     params: Params,
@@ -67,6 +68,7 @@ def trunk(
     return _apply(config, params, tokens_BS, positions_BS, _Trunk(segments_BS), None)
 
 
+@jax.named_scope("branch")
 def branch(
     config: ModelConfig,
     params: Params,
@@ -153,6 +155,13 @@ def _normal(scale: float, axes: tuple[str, ...]):
     return nn.with_logical_partitioning(nn.initializers.truncated_normal(scale), axes)
 
 
+def _weight(
+    module: nn.Module, name: str, scale: float, axes: tuple[str, ...], shape: tuple[int, ...], dtype
+) -> jax.Array:
+    """A matrix of a layer as it is multiplied: cast, and whole along fsdp."""
+    return ops.gathered(_parameter(module, name, _normal(scale, axes), shape), axes, dtype)
+
+
 def _parameter(module: nn.Module, name: str, initialiser, shape: tuple[int, ...]) -> jax.Array:
     # flax hands it over without its box of logical axes, but its type does not say so.
     return cast(jax.Array, module.param(name, initialiser, shape))
@@ -177,10 +186,8 @@ class _Attention(nn.Module):
         D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_width
 
         def project(name: str, heads: int, axis: str):
-            kernel = _parameter(
-                self, name, _normal(D**-0.5, ("embed", axis, "head")), (D, heads, H)
-            )
-            y = product(x, kernel.astype(dtype))
+            axes = ("embed", axis, "head")
+            y = product(x, _weight(self, name, D**-0.5, axes, (D, heads, H), dtype))
             if config.qkv_bias:
                 zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
                 y += _parameter(self, f"{name}_bias", zeros, (heads, H)).astype(dtype)
@@ -198,8 +205,8 @@ class _Attention(nn.Module):
         else:
             mixed = ops.branch_attention(q, k, v, tuple(trunk), inputs.lo_BR, inputs.hi_BR)
         scale = (N * H * 2 * config.num_layers) ** -0.5
-        out = _parameter(self, "output", _normal(scale, ("heads", "head", "embed")), (N, H, D))
-        return product(mixed, out.astype(dtype), summed=2), KeyValues(k, v)
+        out = _weight(self, "output", scale, ("heads", "head", "embed"), (N, H, D), dtype)
+        return product(mixed, out, summed=2), KeyValues(k, v)
 
 
 class _FeedForward(nn.Module):
@@ -208,11 +215,11 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         dtype, D, F = self.config.dtype, self.config.width, self.config.ff_width
-        gate = _parameter(self, "gate", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
-        up = _parameter(self, "up", _normal(D**-0.5, ("embed", "ff")), (D, F)).astype(dtype)
+        gate = _weight(self, "gate", D**-0.5, ("embed", "ff"), (D, F), dtype)
+        up = _weight(self, "up", D**-0.5, ("embed", "ff"), (D, F), dtype)
         h = jax.nn.silu(product(x, gate)) * product(x, up)
         scale = (F * 2 * self.config.num_layers) ** -0.5
-        down = _parameter(self, "down", _normal(scale, ("ff", "embed")), (F, D)).astype(dtype)
+        down = _weight(self, "down", scale, ("ff", "embed"), (F, D), dtype)
         return product(h, down)
 
 

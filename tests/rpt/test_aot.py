@@ -101,6 +101,23 @@ def test_logits_on_their_way_are_seen():
     assert not moved(128, 32)
 
 
+def test_weights_on_their_way_are_seen():
+    """A matrix, or a shard of it, in any shape; sums of activations are no weights."""
+    mesh = {"replica": 1, "fsdp": 4, "tensor": 2}
+    D, F = MODEL.width, MODEL.ff_width
+
+    def moved(kind, *shape):
+        array = hlo.Array("bf16", shape, True)
+        each = hlo_costs.Collective(kind, ("fsdp",), 1.0, 1, (array,))
+        return aot.weights_moved(hlo_costs.Costs(collectives=(each,)), MODEL, mesh)
+
+    assert moved("all-gather", F // 2, D)
+    assert moved("all-gather", 1, F // 2, D // 4)
+    assert moved("collective-permute", D, 2, F // 8)
+    assert not moved("all-gather", 5, D)
+    assert not moved("all-reduce", F // 2, D)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_config_has_the_shape_of_its_model(name):
     config = config_lib.from_config_dict(SHAPES[name].get_config())
@@ -137,9 +154,8 @@ def test_unknown_generations_are_named():
 
 @needs_libtpu
 def test_links_of_an_axis():
-    """A v5p cube closes its axes to rings, a small v5e slice does not. Devices are numbered host
-    by host, 2 x 2 chips each, so 4 of tensor are a square and no ring; 16 of fsdp take every other
-    chip of two axes and all of the third."""
+    """A v5p cube closes its axes to rings, a small v5e slice does not. 4 of tensor take one axis of
+    the cube, and 16 of fsdp the other two."""
     cube = topologies.mesh("v5p:4x4x4", sharding.MeshConfig(fsdp=16, tensor=4))
     assert aot.links(cube, chips.CHIPS["v5p"], ("tensor",)) == 2
     assert aot.links(cube, chips.CHIPS["v5p"], ("fsdp",)) == 4
