@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from data import pipeline, tokenizers
-from rpt import advantages, formats, ledger, positions, predictions, rewards, rollout, scoring
+from rpt import (
+    advantages,
+    formats,
+    hosts,
+    ledger,
+    positions,
+    predictions,
+    rewards,
+    rollout,
+    scoring,
+    sharding,
+)
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -26,6 +37,7 @@ class Task:
     config: config_lib.Config
     tokenizer: tokenizers.Tokenizer
     template: formats.Template
+    hosts: hosts.Hosts = hosts.ALONE
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
@@ -82,6 +94,9 @@ def collect(
 ) -> tuple[Experience, int]:
     """Chooses cuts, thinks, scores; again under dynamic sampling while groups lack a gradient.
 
+    Each of several hosts does so for the documents of its own rows; whether there is another round
+    they decide together.
+
     Returns:
       the experience, and the FLOPs of extra scoring passes (dense rewards).
     """
@@ -94,7 +109,7 @@ def collect(
         parts.append(part)
         extra += spent
         found = sum(len(advantages.select_groups(p[-2], p[1])) for p in parts)
-        if not dynamic or found >= reward.target_groups:
+        if not dynamic or task.hosts.total({"groups": found})["groups"] >= reward.target_groups:
             break
     cut_BC, valid_BC = (np.concatenate([p[i] for p in parts], axis=1) for i in (0, 1))
     result = _joined([p[2] for p in parts])
@@ -176,13 +191,12 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
     probs_BCG, extra = None, 0
     if config.reward.name in rewards.NEEDS_FIRST_TOKEN_PROBS:
         ids_BCG = np.maximum(rewards.first_token_ids(read, task.id_of_bytes), 0).reshape(shape)
-        probs_BCG = np.asarray(
-            scoring.no_think_probs(
-                task.model, params, batch.tokens_BS, batch.segments_BS, batch.positions_BS,
-                cut_BC, ids_BCG,
-            )
-        )  # fmt: skip
-        extra = ledger.trunk_flops(task.model, *batch.tokens_BS.shape, passes=1)
+        rows = (batch.tokens_BS, batch.segments_BS, batch.positions_BS, cut_BC, ids_BCG)
+        probs_BCG = sharding.own_rows(
+            scoring.no_think_probs(task.model, params, *sharding.put_rows(rows))
+        )
+        B, S = batch.tokens_BS.shape
+        extra = ledger.trunk_flops(task.model, B * task.hosts.count, S, passes=1)
     scored = rewards.RewardBatch(read, targets, shape, probs_BCG, config.reward.all_wrong_reward)
     reward_BCG = rewards.score(config.reward.name, scored)
     right_BCG = reward_BCG
