@@ -41,9 +41,8 @@ class DataConfig:
         byte-level BPE of V tokens trained on the miniature and pydoc).
       template: a file with header, tail, close and suffix.
       add_bos: whether every trunk row begins with the tokenizer's bos token.
-      shards: of every training stream; each gives an equal block of a batch's rows. The order of the
-        data depends on it and not on the number of hosts, each of which reads its own shards: a
-        multiple of any number of hosts that the run shall go on with (docs/data-order.md).
+      shards: of every training stream, a multiple of the number of hosts, each of which reads its
+        own. The order of the data depends on it, and not on the hosts (docs/data-order.md).
       dtype, remat: of a model that comes with `weights`, as in ModelConfig.
     """
 
@@ -304,7 +303,15 @@ class Config:
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("data.shards", "mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment.processes"),
+    *(
+        "data.shards",
+        "mesh.",
+        "logging.",
+        "watch.",
+        "profile.",
+        "evaluate.",
+        "experiment.processes",
+    ),
 )
 
 

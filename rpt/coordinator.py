@@ -2,15 +2,15 @@
 
     python -m rpt.coordinator PORT COUNT
 
-Process 0 starts it (rpt/hosts.py). jax would run the service within process 0, and abort all others
-from C++ the moment that it is gone, with a stack trace and without a name. Here it outlives process 0
-for as long as the others need to notice and to say who is missing.
+Process 0 starts it (rpt/hosts.py). jax would run the service within process 0, and abort all
+others from C++ the moment that it is gone, with a stack trace and without a name. Here it outlives
+process 0 for as long as the others need to notice and to say who is missing.
 """
 
 import sys
 import time
 
-from jaxlib import _jax
+from jax._src.lib import _jax
 
 # Longer than it takes to notice that a process is gone (rpt/hosts.py).
 LINGER_SECONDS = 40.0

@@ -1,10 +1,10 @@
 """Several processes, usually one per host, that run one program together.
 
-Every process runs the same loop over its own rows of the batch, and all issue the same programs over
-one mesh (multi-controller JAX). What they must agree on, they gather: a few numbers of JSON through
-the coordination service of jax.distributed, without a device. A thread of each process says every
-second that it is alive and reads what the others say. Where one has ended, or is silent for 30 s,
-the others end with one line that names it, also while they wait in a collective.
+Every process runs the same loop over its own rows of the batch, and all issue the same programs
+over one mesh (multi-controller JAX). What they must agree on, they gather: a few numbers of JSON
+through the coordination service of jax.distributed, without a device. A thread of each process says
+every second that it is alive and reads what the others say. Where one has ended, or is silent for
+30 s, the others end with one line that names it, also while they wait in a collective.
 
     --hosts=auto                    on Cloud TPU: address, number and identity are detected
     --hosts=ADDRESS:PORT,COUNT,ID   elsewhere; ADDRESS is where process 0 runs
@@ -28,7 +28,7 @@ import jax
 from jax._src import distributed
 
 from data import commands
-from rpt import coordinator
+from rpt import cli, coordinator
 
 # One host may compile for half an hour while another waits for it.
 PATIENCE_SECONDS = 3600.0
@@ -150,16 +150,21 @@ def joined(where: str) -> Iterator[Hosts]:
     hosts = Hosts(jax.process_index(), jax.process_count(), distributed.global_state.client)
     watchdog = _Watchdog(hosts, distributed.global_state.client)
     watchdog.start()
+    stopped = None
     try:
         yield hosts
+        hosts.barrier()
+    except cli.Stopped as error:  # by all
+        stopped = error
     except BaseException as error:
         watchdog.end_process(error)
-    hosts.barrier()
     watchdog.rest()
     jax.distributed.shutdown()
     if keeper is not None:
         keeper.kill()
         keeper.wait()
+    if stopped is not None and hosts.is_first:
+        raise stopped
 
 
 def _start(where: str) -> subprocess.Popen[bytes] | None:
@@ -281,7 +286,7 @@ class _Watchdog(threading.Thread):
 
     def end_process(self, error: BaseException) -> NoReturn:
         """Tells the others, unless it is they who are the reason."""
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error.__cause__ or error, jax.errors.JaxRuntimeError):
             # A collective fails at once when another process dies; who it was is known soon.
             time.sleep(BEAT_SECONDS * (SILENT_BEATS + 5))
         line = commands.one_line(error) or type(error).__name__
@@ -290,7 +295,7 @@ class _Watchdog(threading.Thread):
             self._say({"why": line})
             # The service of process 0 may end with it, so the others must have read by then.
             time.sleep(3 * BEAT_SECONDS)
-        if not isinstance(error, (ValueError, OSError)):
+        if not isinstance(error, (*cli.USER_ERRORS, KeyboardInterrupt)):
             traceback.print_exception(error)
         _exit(line)
 

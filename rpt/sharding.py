@@ -161,7 +161,7 @@ def whole_blocks(x: Any) -> Iterator[np.ndarray]:
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.ndim == 0:
         yield np.asarray(x)
         return
-    replicated = NamedSharding(x.sharding.mesh, PartitionSpec())
+    replicated = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
     rows = max(1, _BLOCK_BYTES // max(x.nbytes // len(x), 1))
     for start in range(0, len(x), rows):
         stop = min(start + rows, len(x))

@@ -85,9 +85,7 @@ def _sums_of_groups(lived: experience.Experience) -> dict[str, float]:
     }
 
 
-def _sums_of_branches(
-    batch: pipeline.TrunkBatch, lived: experience.Experience
-) -> dict[str, float]:
+def _sums_of_branches(batch: pipeline.TrunkBatch, lived: experience.Experience) -> dict[str, float]:
     """Answers and thoughts, of the rows of this host."""
     valid_BC, result = lived.valid_BC, lived.result
     G = lived.reward_BCG.shape[2]
@@ -113,7 +111,7 @@ def _sums_of_branches(
 def _no_think(
     task: experience.Task, scores: scoring.TrunkScores, lived: experience.Experience
 ) -> dict[str, float]:
-    """What the trunk says at the cuts; its direct prediction passes the same reward as a thought's."""
+    """What the trunk says at the cuts; its prediction passes the same reward as a thought's."""
     best_BS, entropy_BS = sharding.own_rows((scores.best_BS, scores.entropy_BS))
     best_BC = np.take_along_axis(best_BS, lived.cut_BC, axis=1)
     entropy_BC = np.take_along_axis(entropy_BS, lived.cut_BC, axis=1)
