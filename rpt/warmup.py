@@ -325,7 +325,8 @@ def well_formed(
 
     Returns:
       arrays for `update.gradients` with advantage 1 and weights that sum to 1 over all hosts; and
-      length_BR: 0 for a slot without a cut, a thought without a token, or a document that ends too soon.
+      length_BR: 0 for a slot without a cut, a thought without a token, or a document that ends too
+      soon.
     """
     B, C = cut_BC.shape
     tokens_BRT = np.zeros((B, C, form.positions), np.int32)
