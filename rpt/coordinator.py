@@ -10,7 +10,7 @@ process 0 for as long as the others need to notice and to say who is missing.
 import sys
 import time
 
-from jax._src.lib import _jax
+from jax._src import lib
 
 # Longer than it takes to notice that a process is gone (rpt/hosts.py).
 LINGER_SECONDS = 40.0
@@ -20,7 +20,7 @@ HEARTBEAT_TIMEOUT_SECONDS = 300
 
 def main(port: int, count: int) -> None:
     """Serves until standard input ends, which is when process 0 does."""
-    service = _jax.get_distributed_runtime_service(
+    service = lib._jax.get_distributed_runtime_service(
         f"[::]:{port}", count, heartbeat_timeout=HEARTBEAT_TIMEOUT_SECONDS, shutdown_timeout=1
     )
     sys.stdin.read()

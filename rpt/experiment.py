@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from rpt import checkpoint, cli, evaluate, experiment_report, loading, pretrain, runs, train
+from rpt import checkpoint, cli, evaluate, experiment_report, hosts, loading, pretrain, runs, train
 from rpt import config as config_lib
 
 ARMS = ("base", "rpt", "ntp", "mixed_sft")
@@ -258,6 +258,7 @@ def _check(config: config_lib.Config) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    hosts.refuse("rpt.experiment")
     config = config_lib.from_config_dict(_CONFIG.value)
     root = pathlib.Path(_WORKDIR.value)
     if _PART.value:

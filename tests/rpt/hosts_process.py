@@ -2,9 +2,9 @@
 
     python tests/rpt/hosts_process.py WHERE FOLDER JSON
 
-JSON has the loop ('train' or 'pretrain'), `changes` of the tiny experiment by dotted names, and maybe
-`stop_after` steps (asked of the last process only), `kill` [index, step], or `replay`, the folder of a
-run whose recorded rollouts take the place of this one's, so that its updates are of equal tokens.
+JSON has the loop ('train' or 'pretrain'), `changes` of the tiny experiment by dotted names, and
+maybe `stop_after` steps (asked of the last process only), `kill` [index, step], or `replay`, the
+folder of a run whose rollouts take the place of this one's, so that updates are of equal tokens.
 FOLDER/run is the run directory, FOLDER/seen-INDEX.npz what is compared.
 """
 

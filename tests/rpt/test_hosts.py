@@ -72,7 +72,7 @@ def summary(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def assert_same_tokens(found, wanted) -> None:
-    """Every document, cut and token; a tie that rounding decided may change a branch in a hundred."""
+    """All documents and tokens; a tie that rounding decides may change a branch in a hundred."""
     for name in wanted:
         if name.startswith(("documents", "rows")):
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
@@ -205,7 +205,7 @@ def test_a_place_that_cannot_be_read_is_refused(where):
 def test_commands_of_one_process_refuse_several(monkeypatch):
     hosts.refuse("rpt.export")
     monkeypatch.setenv("RPT_HOSTS", "localhost:1234,2,0")
-    with pytest.raises(ValueError, match="rpt.export runs in one process, and this is one of"):
+    with pytest.raises(ValueError, match=r"rpt\.export runs in one process, and this is one of"):
         hosts.refuse("rpt.export")
 
 
