@@ -5,8 +5,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data import pipeline, sources, tokenizers
-from rpt import config, formats, hosts, ledger, loading, rollout, scoring, sharding
+from data import pipeline, tokenizers
+from rpt import (
+    config,
+    formats,
+    hosts,
+    ledger,
+    loading,
+    positions,
+    rollout,
+    scoring,
+    sharding,
+)
 from rpt.model import config as model_config
 
 
@@ -14,11 +24,7 @@ def labelled_cuts(
     batch: pipeline.TrunkBatch, labels: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """cut_BC and valid_BC of the tokens with one of the labels; C is the most in a document."""
-    found = [
-        [batch.header_length + index for index, label in row if label in labels]
-        for row in batch.labels
-    ]
-    found = [[c for c in row if c < length] for row, length in zip(found, batch.lengths_B)]
+    found = [np.flatnonzero(row_S) for row_S in positions.labelled(batch, labels)]
     width = max(1, *map(len, found))
     cut_BC = np.ones((len(found), width), np.int32)
     valid_BC = np.zeros((len(found), width), bool)
@@ -32,7 +38,7 @@ class Gate:
     """Measures with-thought accuracy at temperature 1, on fixed documents and with fixed noise.
 
     Raises:
-      ValueError: the documents hold none of the labels.
+      ValueError: a part of the mixture holds none of the labels.
     """
 
     def __init__(
@@ -45,33 +51,26 @@ class Gate:
         gate = experiment.pretrain.gate
         template = formats.load_template(experiment.data.template)
         header = loading.header_ids(tokenizer, template.header, experiment.data.add_bos)
-        mix = pipeline.Mix(source=sources.open_source(gate.spec), weight=1.0, name="gate")
-        batch = next(
-            pipeline.trunk_batches(
-                [mix],
-                tokenizer,
-                batch_size=gate.documents,
-                seq_len=experiment.train.seq_len,
-                header_ids=header,
-                min_context=1,
-                seed=0,
+        self._team = team
+        self._parts: dict[str, _Part] = {}
+        for mix in loading.open_mixture(gate.mixture):
+            batch = next(
+                pipeline.trunk_batches(
+                    [mix],
+                    tokenizer,
+                    batch_size=gate.documents,
+                    seq_len=experiment.train.seq_len,
+                    header_ids=header,
+                    min_context=1,
+                    seed=0,
+                )
             )
-        )
-        cut_BC, valid_BC = labelled_cuts(batch, gate.labels)
-        if not valid_BC.any():
-            raise ValueError(f"pretrain.gate: no document of {gate.spec} has {gate.labels}")
-        self._team, self._rows = team, len(cut_BC)
-        self._inputs = _own_part(
-            team,
-            _Inputs(
-                batch.tokens_BS,
-                batch.segments_BS,
-                batch.positions_BS,
-                cut_BC,
-                valid_BC,
-                batch.document_ids_B,
-            ),
-        )
+            cut_BC, valid_BC = labelled_cuts(batch, gate.labels)
+            if not valid_BC.any():
+                raise ValueError(f"pretrain.gate: no document of {mix.name} has {gate.labels}")
+            rows = (batch.tokens_BS, batch.segments_BS, batch.positions_BS)
+            part = _Part(*rows, cut_BC, valid_BC, batch.document_ids_B)
+            self._parts[mix.name] = _own_rows(team, part)
         self._config = rollout.RolloutConfig(
             group_size=1,
             think_tokens=experiment.rollout.think_tokens,
@@ -82,29 +81,37 @@ class Gate:
         self._model = model
         self._tables = rollout.make_tables(tokenizer, template, model.vocab_size)
 
-    def accuracy(self, params: Any) -> tuple[float, int]:
-        """(share of the labelled tokens that one sampled thought predicts, FLOPs spent)."""
-        own, model = self._inputs, self._model
-        _, kv = scoring.score_trunk(model, params, *sharding.put_rows(own[:3]))
+    def accuracy(self, params: Any) -> tuple[dict[str, float], int]:
+        """By part, the share of its labelled tokens that one sampled thought predicts; FLOPs."""
+        found = {name: self._of_part(params, part) for name, part in self._parts.items()}
+        return (
+            {name: share for name, (share, _) in found.items()},
+            sum(spent for _, spent in found.values()),
+        )
+
+    def _of_part(self, params: Any, part: "_Part") -> tuple[float, int]:
+        model = self._model
+        _, kv = scoring.score_trunk(model, params, *sharding.put_rows(part[:3]))
         result = rollout.rollout(
-            model, self._config, params, self._tables, kv, own.cut_BC, own.valid_BC,
-            seed=0, step=0, document_ids_B=own.document_ids_B,
+            model, self._config, params, self._tables, kv, part.cut_BC, part.valid_BC,
+            seed=0, step=0, document_ids_B=part.document_ids_B,
         )  # fmt: skip
         start_BR1 = np.maximum(result.answer_start_BR, 0)[..., None]
         answer_BR = np.take_along_axis(result.tokens_BRT, start_BR1, axis=2)[..., 0]
-        target_BR = np.take_along_axis(own.tokens_BS, own.cut_BC, axis=1)
+        target_BR = np.take_along_axis(part.tokens_BS, part.cut_BC, axis=1)
         right_BR = (answer_BR == target_BR) & (result.answer_start_BR >= 0)
-        S = own.tokens_BS.shape[1]
-        _, spent = ledger.decode_flops(model, self._rows, S, result.decode_steps)
-        spent += ledger.trunk_flops(model, self._rows, S, passes=1)
+        B, S = part.tokens_BS.shape
+        B *= self._team.count
+        _, spent = ledger.decode_flops(model, B, S, result.decode_steps)
+        spent += ledger.trunk_flops(model, B, S, passes=1)
         sums = self._team.total(
-            {"right": int(right_BR[own.valid_BC].sum()), "all": int(own.valid_BC.sum())}
+            {"right": int(right_BR[part.valid_BC].sum()), "all": int(part.valid_BC.sum())}
         )
         return sums["right"] / sums["all"], spent
 
 
-class _Inputs(NamedTuple):
-    """What is measured: trunk rows, and the cuts in them."""
+class _Part(NamedTuple):
+    """What is measured of one part: trunk rows, and the cuts in them."""
 
     tokens_BS: np.ndarray
     segments_BS: np.ndarray
@@ -114,16 +121,16 @@ class _Inputs(NamedTuple):
     document_ids_B: np.ndarray
 
 
-def _own_part(team: hosts.Hosts, inputs: _Inputs) -> _Inputs:
-    """The rows of this host; of several, padded by empty rows that divide over all devices."""
+def _own_rows(team: hosts.Hosts, part: _Part) -> _Part:
+    """Those of this host; of several, padded by empty rows that divide over all devices."""
     if team.count == 1:
-        return inputs
-    padding = -len(inputs.cut_BC) % jax.device_count()
-    own = sharding.own_block(len(inputs.cut_BC) + padding)
+        return part
+    padding = -len(part.cut_BC) % jax.device_count()
+    own = sharding.own_block(len(part.cut_BC) + padding)
 
-    def part(x: np.ndarray) -> np.ndarray:
+    def of_host(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))[own.start : own.stop]
 
+    found = _Part(*map(of_host, part))
     # A branch of an empty row still needs a position to its left.
-    found = _Inputs(*map(part, inputs))
     return found._replace(cut_BC=np.maximum(found.cut_BC, 1))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import joined, miniature, pipeline, sources, tokenizers, tokenizers_huggingface
+from data import generated, joined, pipeline, sources, tokenizers, tokenizers_huggingface
 from rpt import checkpoint, config, fetch, sharding, weights
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -121,7 +121,7 @@ def miniature_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
     english = sources.open_source("pydoc:?split=train")
     texts = (english[i].text for i in range(len(english)))
     return tokenizers_huggingface.train_bpe(
-        itertools.chain(miniature.tokenizer_texts(), texts), vocab_size, SPECIAL_TOKENS
+        itertools.chain(generated.tokenizer_texts(), texts), vocab_size, SPECIAL_TOKENS
     )
 
 

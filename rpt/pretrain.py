@@ -203,12 +203,13 @@ def _step(run: _Run, session: session_lib.Session, state: _State) -> _State:
     }
     gated = state.gated
     if run.measure is not None and gated.is_due(settings.gate, step):
-        accuracy, spent = run.measure.accuracy(params)
+        by_part, spent = run.measure.accuracy(params)
         book = book.add("eval", 0, spent)
-        gated = gated.after(settings.gate, step, accuracy)
+        gated = gated.after(settings.gate, step, min(by_part.values()))
         session.log.expect(_total_steps(settings, gated))
-        metrics["gate_accuracy"] = accuracy
-        session.log.say(f"gate at step {step}: shallow with-thought accuracy {accuracy:.3f}")
+        metrics["gate_accuracy"] = min(by_part.values())
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in by_part.items())
+        session.log.say(f"gate at step {step}: shallow with-thought accuracy {shares}")
     session.end_step(step, metrics, f"nll {metrics['ntp_nats']:.3f}", clock)
     state = _State(step, params, opt_state, book, watch, gated)
     session.keep(before, state, lambda: _saved(run, session, state))
@@ -220,8 +221,8 @@ def _end(run: _Run, session: session_lib.Session, state: _State) -> dict[str, An
     settings = run.config.pretrain
     finished = state.is_finished(settings)
     if run.measure is not None and finished and state.gated.final_accuracy is None:
-        accuracy, spent = run.measure.accuracy(state.params)
-        gated = dataclasses.replace(state.gated, final_accuracy=accuracy)
+        by_part, spent = run.measure.accuracy(state.params)
+        gated = dataclasses.replace(state.gated, final_accuracy=min(by_part.values()))
         state = dataclasses.replace(state, book=state.book.add("eval", 0, spent), gated=gated)
     own = {
         "command": "pretrain",

@@ -24,7 +24,8 @@ def tiny() -> config.Config:
     changed.evaluate.thoughts = 2
     changed.evaluate.batch_size = 4
     changed.evaluate.bins_nats = (0.1, 0.2)
-    changed.pretrain.gate.spec = "miniature:?kind=plain&split=validation&max_variables=2"
+    validation = "miniature:?kind=plain&split=validation&max_variables=2"
+    changed.pretrain.gate.mixture = (("stories", validation, 1.0),)
     changed.pretrain.gate.labels = ("answer/1", "answer/2")
     changed.pretrain.gate.threshold = 0.0
     changed.pretrain.gate.first_step = 8
