@@ -7,10 +7,9 @@ others from C++ the moment that it is gone, with a stack trace and without a nam
 process 0 for as long as the others need to notice and to say who is missing.
 """
 
+import importlib
 import sys
 import time
-
-from jax._src import lib
 
 # Longer than it takes to notice that a process is gone (rpt/hosts.py).
 LINGER_SECONDS = 40.0
@@ -20,7 +19,9 @@ HEARTBEAT_TIMEOUT_SECONDS = 300
 
 def main(port: int, count: int) -> None:
     """Serves until standard input ends, which is when process 0 does."""
-    service = lib._jax.get_distributed_runtime_service(
+    # What jax.distributed.initialize calls in process 0; jax itself is not needed for it.
+    library = importlib.import_module("jaxlib._jax")
+    service = library.get_distributed_runtime_service(
         f"[::]:{port}", count, heartbeat_timeout=HEARTBEAT_TIMEOUT_SECONDS, shutdown_timeout=1
     )
     sys.stdin.read()
