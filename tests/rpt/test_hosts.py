@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpt import hosts
+from rpt import config, hosts, loading, runs
 
 SCRIPT = pathlib.Path(__file__).parent / "hosts_process.py"
 CHANGES = {"train.batch_size": 8, "data.shards": 4, "logging.checkpoint_every_steps": 2}
@@ -207,6 +207,25 @@ def test_commands_of_one_process_refuse_several(monkeypatch):
     monkeypatch.setenv("RPT_HOSTS", "localhost:1234,2,0")
     with pytest.raises(ValueError, match=r"rpt\.export runs in one process, and this is one of"):
         hosts.refuse("rpt.export")
+
+
+def test_a_copy_without_git_says_the_commit_that_it_was_given(monkeypatch):
+    def no_git(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert runs.commit() == "unknown"
+    monkeypatch.setenv("RPT_COMMIT", "abc123+")
+    assert runs.commit() == "abc123+"
+
+
+def test_shards_are_dealt_to_hosts_or_refused():
+    settings = config.DataConfig(shards=3)
+    with pytest.raises(ValueError, match=r"config\.data\.shards=3 does not divide a batch of 8"):
+        loading.own_shards(settings, 8, 1)
+    with pytest.raises(ValueError, match=r"cannot be dealt to 2 hosts.*set it to a multiple of 2"):
+        loading.own_shards(settings, 9, 2)
+    assert loading.own_shards(settings, 9, 1) == range(3)
 
 
 def test_one_process_alone_agrees_with_itself():
