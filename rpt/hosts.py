@@ -33,8 +33,9 @@ from rpt import cli, coordinator
 # One host may compile for half an hour while another waits for it.
 PATIENCE_SECONDS = 3600.0
 BEAT_SECONDS = 1.0
-# Counted in beats of one's own, so that a machine that slept as a whole has missed none.
-SILENT_BEATS = 30
+SILENT_SECONDS = 30.0
+# What counts of the time between two looks at most: a machine that slept as a whole missed nothing.
+_LONGEST_LOOK_SECONDS = 3.0
 _START_SECONDS = 300
 _ALIVE, _GATHERED = "rpt/alive", "rpt/gathered"
 
@@ -247,29 +248,31 @@ class _Watchdog(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        silent = dict.fromkeys(range(self._hosts.count), 0)
-        last: dict[str, str] = {}
-        unanswered = 0
+        silent = dict.fromkeys(range(self._hosts.count), 0.0)
+        last: dict[int, str] = {}
+        unanswered, looked = 0.0, time.monotonic()
         for beat in itertools.count():
             if self._ended.wait(BEAT_SECONDS):
                 return
+            before, looked = looked, time.monotonic()
+            passed = min(looked - before, _LONGEST_LOOK_SECONDS)
             try:
                 self._say({"beat": beat})
                 found = dict(self._client.key_value_dir_get(f"{_ALIVE}/"))
-                unanswered = 0
+                unanswered = 0.0
             except jax.errors.JaxRuntimeError as error:
-                unanswered += 1
-                if unanswered >= SILENT_BEATS:
+                unanswered += passed
+                if unanswered >= SILENT_SECONDS:
                     _exit(f"the host of process 0 cannot be reached ({commands.one_line(error)})")
                 continue
             for other in silent:
                 said = found.get(f"{_ALIVE}/{other}", "")
                 if said and "why" in json.loads(said):
                     self._leave(other, json.loads(said)["why"])
-                silent[other] = 0 if said != last.get(str(other)) else silent[other] + 1
-                last[str(other)] = said
-                if silent[other] >= SILENT_BEATS and other != self._hosts.index:
-                    self._leave(other, f"nothing was heard from it for {SILENT_BEATS} s")
+                silent[other] = 0.0 if said != last.get(other) else silent[other] + passed
+                last[other] = said
+                if silent[other] >= SILENT_SECONDS:
+                    self._leave(other, f"nothing was heard from it for {SILENT_SECONDS:.0f} s")
 
     def _say(self, what: dict[str, Any]) -> None:
         key = f"{_ALIVE}/{self._hosts.index}"
@@ -288,7 +291,7 @@ class _Watchdog(threading.Thread):
         """Tells the others, unless it is they who are the reason."""
         if isinstance(error.__cause__ or error, jax.errors.JaxRuntimeError):
             # A collective fails at once when another process dies; who it was is known soon.
-            time.sleep(BEAT_SECONDS * (SILENT_BEATS + 5))
+            time.sleep(SILENT_SECONDS + 5)
         line = commands.one_line(error) or type(error).__name__
         self._ended.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):

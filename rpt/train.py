@@ -89,8 +89,8 @@ def train(
     with jax.set_mesh(mesh):
         run, params = _open(config, mesh, team)
         if team.is_first:
-            task = run.task
-            runs.open_run(workdir, config, task.model, task.tokenizer, overrides or {}, "train")
+            of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
+            runs.open_run(workdir, config, *of_run)
         team.barrier()
         session = session_lib.Session(workdir, config, team, stop)
         state = _begin(run, session, params)
@@ -327,7 +327,6 @@ def _look(
 
 
 def _end(run: _Run, session: session_lib.Session, state: _State) -> dict[str, Any]:
-    """The last checkpoint and summary.json."""
     own = {
         "command": "train",
         "data": run.counts(),
