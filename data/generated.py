@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data import records
+from data import digests, records
 
 _NAMES = (
     "ada ben cal dan dot eli eve fay gil gus hal ian ida ivy jan joe "
@@ -188,6 +188,9 @@ class Idle:
 
         text = re.sub(r"\S+(?=\s)", with_thought, record.text)
         return dataclasses.replace(record, text=text, markup=True)
+
+    def digest(self) -> int:
+        return digests.of_parts(self.source.digest(), self.share_of_words)
 
 
 def take_idle(options: dict[str, str]) -> Callable[[records.Source], records.Source]:

@@ -16,7 +16,7 @@ from data import mixtures, pipeline, resharding
 
 Batch = TypeVar("Batch", pipeline.PackedBatch, pipeline.TrunkBatch)
 # What all shards count alike; the rest are sums, and of epochs the mean.
-_COMMON = ("weight", "left_out")
+_COMMON = ("weight", "left_out", "noted")
 
 
 class Joined(Generic[Batch]):

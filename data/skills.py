@@ -31,7 +31,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from data import generated, records
+from data import digests, generated, records
 
 FAMILIES = ("pointer", "lookup", "sum", "automaton")
 VERBS = ("ate", "ran")
@@ -241,6 +241,11 @@ class Skills:
             if len(asked) >= self.config.min_questions:
                 return self._write(rng, puzzle.facts, asked)
         raise ValueError(f"skills: no document with such questions found; allow more in {self}")
+
+    def digest(self) -> int:
+        """Of the fields, and of some documents: another version of this module may write others."""
+        told = [self[index].text for index in range(min(self.size, 4))]
+        return digests.of_parts(dataclasses.asdict(self), told)
 
     def _choose(self, rng: random.Random, puzzle: Puzzle) -> list[Question]:
         """Questions of the split, in order; the depth of each is drawn first."""

@@ -36,10 +36,10 @@ docs/data-sources.md has more.
 import collections
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 from data import (
+    digests,
     generated,
     miniature,
     records,
@@ -110,12 +110,18 @@ def open_source(spec: str, **extra: str) -> records.Source:
         ValueError: unknown source or option, empty corpus, or a file that is not what it should be
             (records.Fault).
     """
+    return open_guarded(spec, **extra)[0]
+
+
+def open_guarded(spec: str, **extra: str) -> tuple[records.Source, records.Guard]:
+    """The same, and the guard that the spec asks for: it knows the faults met while opening, and is
+    to decide on those that are met while reading (records.readable)."""
     parsed = parse(spec, **extra)
     name, options = parsed.name, parsed.options
     if name in _MAKE_OWN_SPLITS:
         if parsed.path:
             raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
-        return _MAKE_OWN_SPLITS[name](options)
+        return _MAKE_OWN_SPLITS[name](options), records.Guard()
     transform = transforms.take(options, spec)
     idle = generated.take_idle(options)
     guard = take_guard(options)
@@ -127,24 +133,17 @@ def open_source(spec: str, **extra: str) -> records.Source:
     if len(source) == 0:
         raise ValueError(
             f"the source {spec!r} is empty: it holds no document with any text"
-            + _left_out(source.counts.items())
+            + (f" ({records.described(source.counts)})" if source.counts else "")
         )
-    return idle(transform(source, guard.meet if guard.on_fault == "skip" else None))
+    return idle(transform(source, guard)), guard
 
 
-def _left_out(counts: Iterable[tuple[str, int]]) -> str:
-    found = ", ".join(f"{reason} {number}" for reason, number in counts)
-    return f" (left out: {found})" if found else ""
-
-
-def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
-    """The options on_fault (fail) and max_faults (100) of a spec, for the stream that reads it.
-
-    Raises:
-        ValueError: values that they cannot have.
-    """
-    guard = take_guard(parse(spec).options)
-    return ("skip" if guard.on_fault == "skip" else "fail"), guard.max_faults
+def without_policy(spec: str) -> str:
+    """The spec without what is done about faults: that may change when something goes on."""
+    parsed = parse(spec)
+    take_guard(parsed.options)
+    query = urllib.parse.urlencode(sorted(parsed.options.items()), safe="/*,:")
+    return f"{parsed.name}:{parsed.path}" + (f"?{query}" if query else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +163,9 @@ class Interleaved:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.parts[index % len(self.parts)][index // len(self.parts)]
+
+    def digest(self) -> int:
+        return digests.of_parts([part.digest() for part in self.parts])
 
 
 def _open_interleaved(options: dict[str, str]) -> records.Source:

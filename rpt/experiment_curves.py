@@ -7,8 +7,9 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import ArrayLike
 
-from rpt import experiment_claims, experiment_tables
+from rpt import experiment_claims, experiment_lines
 
 _ACCURACIES = (("accuracy", "with thought"), ("no_think_accuracy", "without"))
 _GROUPS = ("groups_mixed", "answer_rate", "over_budget_rate")
@@ -19,7 +20,7 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     height = max(8.0, 4.0 + 0.3 * len(found["arms"]))
     figure, axes = plt.subplots(2, 2, figsize=(11, height), layout="constrained")
-    chosen = {name: found["arms"][name] for name in experiment_tables.featured(found)}
+    chosen = {name: found["arms"][name] for name in experiment_lines.featured(found)}
     _training(axes[0, 0], axes[0, 1], chosen)
     _hard(axes[1, 0], found)
     _gated(axes[1, 1], chosen, found["claim_part"])
@@ -35,7 +36,7 @@ def _training(accuracy: Any, groups: Any, arms: Mapping[str, Any]) -> None:
             seeds = [seed for seed in reinforced[0]["history"].values() if name in seed]
             _line([(s["step"], _smooth(s[name])) for s in seeds], axes, label)
         axes.set(xlabel="step", ylim=(0, 1.02))
-        if reinforced:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend()
     title = reinforced[0]["title"] if reinforced else "no arm trained by reward"
     accuracy.set_title(f"{title}: accuracy at the cuts of each step")
@@ -68,19 +69,20 @@ def _gated(axes: Any, arms: Mapping[str, Any], part: str) -> None:
         ]
         _line(lines, axes, arm["title"])
     axes.set(
-        title="thinking where the entropy is high: accuracy on all tokens",
+        title="gated thinking: accuracy on all tokens",
         xlabel="thought tokens per document token",
     )
     axes.legend()
 
 
-def _line(seeds: Sequence[tuple[Sequence[float], Sequence[float]]], axes: Any, label: str) -> None:
+def _line(seeds: Sequence[tuple[ArrayLike, ArrayLike]], axes: Any, label: str) -> None:
     """The mean of the seeds' lines as far as all of them go, and their range."""
     if not seeds:
         return
-    length = min(len(x) for x, _ in seeds)
-    x = np.mean([np.asarray(x, float)[:length] for x, _ in seeds], axis=0)
-    values = np.array([np.asarray(y, float)[:length] for _, y in seeds])
+    lines = [(np.asarray(x, float), np.asarray(y, float)) for x, y in seeds]
+    length = min(len(x) for x, _ in lines)
+    x = np.mean([x[:length] for x, _ in lines], axis=0)
+    values = np.array([y[:length] for _, y in lines])
     (line,) = axes.plot(x, values.mean(axis=0), label=label)
     if len(seeds) > 1:
         axes.fill_between(

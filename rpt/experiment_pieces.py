@@ -154,7 +154,7 @@ def renewed(config: config_lib.Config, root: pathlib.Path) -> list[Piece]:
         piece = read(path(root, arm.name))
         if piece.content["plan"] != plan:
             piece = Piece({**piece.content, "plan": plan})
-            _write(path(root, arm.name), piece.content)
+            save(path(root, arm.name), piece.content)
         pieces.append(piece)
     return pieces
 
@@ -185,10 +185,11 @@ def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
         "history": _history(root / arm / "metrics.jsonl"),
         "positions": pack(measured),
     }
-    _write(path(root, arm), content)
+    save(path(root, arm), content)
 
 
-def _write(where: pathlib.Path, content: dict[str, Any]) -> None:
+def save(where: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes the content of a piece, whole or not at all."""
     where.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     files.write(where, gzip.compress(text.encode(), mtime=0))
@@ -279,12 +280,11 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
     def rewards(name: str, *shape: int) -> np.ndarray:
         return bits(content[name], *shape).astype(np.float64)
 
-    names, lengths = zip(*content["part"]) if content["part"] else ((), ())
+    parts, lengths = zip(*content["part"]) if content["part"] else ((), ())
     kept = {
-        "part_P": np.repeat(np.array(names, str), np.array(lengths, np.int64)),
+        "part_P": np.repeat(np.array(parts, str), np.array(lengths, np.int64)),
         "document_id_P": np.array(content["document_id"], np.int64),
         "cut_P": np.array(content["cut"], np.int64),
-        "bins": {name: bits(text, P) for name, text in content["bins"].items()},
         "gate_entropy_P": np.array(content["gate_entropy"], np.float64),
         "raw_reward_P": rewards("raw", P),
         "header_reward_P": rewards("header", P),
@@ -292,8 +292,10 @@ def unpack(content: dict[str, Any]) -> evaluation.Measured:
         "sampled_reward_PG": rewards("sampled", P, G),
         "argmax_reward_PG": rewards("argmax", P, G),
     }
-    others = [f.name for f in dataclasses.fields(evaluation.Measured) if f.name not in kept]
+    names = {f.name for f in dataclasses.fields(evaluation.Measured) if "_P" in f.name}
     unknown = {
-        name: np.broadcast_to(np.nan, (P, G) if name.endswith("PG") else (P,)) for name in others
+        name: np.broadcast_to(np.nan, (P, G) if name.endswith("PG") else (P,))
+        for name in names - kept.keys()
     }
-    return evaluation.Measured(**kept, **unknown)
+    bins = {name: bits(text, P) for name, text in content["bins"].items()}
+    return evaluation.Measured(bins=bins, ablations={}, **kept, **unknown)

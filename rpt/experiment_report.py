@@ -50,6 +50,7 @@ from absl import flags
 from rpt import (
     cli,
     experiment_curves,
+    experiment_lines,
     experiment_pieces,
     experiment_results,
     experiment_tables,
@@ -77,7 +78,7 @@ def make(
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs.write_json(out / "results.json", found)
-        (out / "report.md").write_text("\n".join(_markdown(found)))
+        (out / "report.md").write_text("\n".join(markdown(found)))
         experiment_curves.draw(found, out / "curves.png")
     except OSError as error:
         raise PermissionError(f"cannot write to {out}: {error.strerror}") from None
@@ -87,14 +88,15 @@ def make(
     return found
 
 
-def _markdown(found: dict[str, Any]) -> list[str]:
+def markdown(found: dict[str, Any]) -> list[str]:
+    """The lines of report.md."""
     seeds = ", ".join(map(str, found["seeds"]))
     lines = [f"# RPT experiment, seed{'s' * (len(found['seeds']) > 1)} {seeds}"]
     lines += ["", found["hypothesis"], ""]
     claims = {
-        "Goals": experiment_tables.claim_lines(found, goals=True),
-        "Other claims": experiment_tables.claim_lines(found, goals=False),
-        "What to bear in mind": experiment_tables.notes(found),
+        "Goals": experiment_lines.claim_lines(found, goals=True),
+        "Other claims": experiment_lines.claim_lines(found, goals=False),
+        "What to bear in mind": experiment_lines.notes(found),
     }
     for title, items in claims.items():
         if items:
@@ -123,9 +125,9 @@ def _print(found: dict[str, Any]) -> None:
     for cells in overview.rows:
         table.add_row(*cells)
     console.print(table)
-    goals = experiment_tables.claim_lines(found, goals=True)
-    others = experiment_tables.claim_lines(found, goals=False)
-    lines = [*experiment_tables.notes(found), *(f"goal {line}" for line in goals), *others]
+    goals = experiment_lines.claim_lines(found, goals=True)
+    others = experiment_lines.claim_lines(found, goals=False)
+    lines = [*experiment_lines.notes(found), *(f"goal {line}" for line in goals), *others]
     print("\n".join(lines))
 
 

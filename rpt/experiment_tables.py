@@ -99,9 +99,11 @@ def tables(found: Results) -> list[Table]:
         rlvr(found),
         everywhere(found),
         compute(found),
+        ablations(found),
         *(other_part(found, part) for part in parts if part != found["claim_part"]),
         *(kinds(found, part) for part in parts),
         *(depths(found, part, family) for part in parts for family in _families(found, part)),
+        noise(found),
         scaling(found),
     ]
     return [table for table in made if table is not None and table.rows and table.columns[1:]]
@@ -206,6 +208,18 @@ def _most_epochs(entry: Mapping[str, Any]) -> float | None:
     return max(epochs.values(), default=None)
 
 
+def ablations(found: Results) -> Table:
+    """What remains of the accuracy at hard tokens when thoughts are altered."""
+    where = ("parts", found["claim_part"], "bins", found["bin"])
+    rows = [entry["parts"][found["claim_part"]]["bins"][found["bin"]] for entry in _entries(found)]
+    names = dict.fromkeys(name for row in rows for name in (row or {}).get("ablations") or ())
+    columns = [_Column(name, _at(*where, "ablations", name, "accuracy")) for name in names]
+    if columns:
+        direct = _Column("no thought", _at(*where, _DIRECT))
+        columns = [direct, _Column("true thought", _at(*where, _THOUGHT)), *columns]
+    return _table(found, f"Altered thoughts, hard tokens: test, {found['claim_part']}", columns)
+
+
 def other_part(found: Results, part: str) -> Table:
     where = ("parts", part)
     columns = [
@@ -239,6 +253,20 @@ def depths(found: Results, part: str, family: str) -> Table:
     ]
     title = f"By depth of {family}: test, {part}"
     return _with_counts(_table(found, title, columns), found, part, "labels", labels)
+
+
+def noise(found: Results) -> Table:
+    """The leak check: nothing can predict noise, and a thought may even keep from guessing."""
+    check = ("parts", evaluation.ALL, "leak_check", "sigmas_above_guess")
+    modes = ("no_think_raw", "no_think_header", _THOUGHT, _SAMPLED)
+    columns = [_Column(mode.replace("_", " "), _at(*check, mode), 1) for mode in modes]
+    if not any(_leak_checked(entry) for entry in _entries(found)):
+        columns = []
+    return _table(found, "Noise: accuracy less a constant guess's, in sigma", columns)
+
+
+def _leak_checked(entry: Mapping[str, Any]) -> bool:
+    return entry["parts"][evaluation.ALL]["leak_check"] is not None
 
 
 def scaling(found: Results) -> Table:
@@ -315,68 +343,3 @@ def _with_counts(table: Table, found: Results, part: str, what: str, names: Sequ
     return Table(
         title, ["arm", *(name.rpartition("/")[2] for name in names)], [*rows, ["n", *counts]]
     )
-
-
-# ---- claims --------------------------------------------------------------------------------------
-
-
-def claim_lines(found: Results, goals: bool) -> list[str]:
-    """One line per claim: the goals, or the others."""
-    return [_claim_line(found, claim) for claim in found["claims"] if claim["goal"] == goals]
-
-
-def _claim_line(found: Results, claim: Mapping[str, Any]) -> str:
-    pooled = claim["pooled"]
-    if pooled is None:
-        return f"not measured: {claim['what']}"
-    shown = "shown" if pooled["shown"] else "not shown"
-    n = ", ".join(str(one["n"]) for one in claim["seeds"].values())
-    line = f"{shown}: {interval(pooled['difference'])}  {claim['what']}, n {n}"
-    if len(found["seeds"]) > 1:
-        each = ", ".join(
-            f"{interval(one['difference'])}{'' if one['shown'] else ' (no)'}"
-            for one in claim["seeds"].values()
-        )
-        line += f"; shown in {pooled['seeds_shown']} of {pooled['seeds']} seeds: {each}"
-    return line
-
-
-def notes(found: Results) -> list[str]:
-    """What else decides whether a figure counts: missing parts, few seeds, gates, noise."""
-    lines = [f"missing: {name} has not been evaluated" for name in found["missing"]]
-    if len(found["seeds"]) > 1:
-        lines.append(
-            f"{len(found['seeds'])} seeds are few: a pooled interval is that of the mean of these "
-            "seeds, over their documents; what other seeds would give, the seeds' own figures hint"
-        )
-    for arm, seeds in found["gates"].items():
-        for seed, gate in seeds.items():
-            state = "passed" if gate["passed"] else "NOT passed: no claim shown on what starts here"
-            lines.append(
-                f"gate of {arm}, seed {seed}, {state} (shallow with-thought accuracy "
-                f"{gate['accuracy']:.3f}, asked {gate['threshold']})"
-            )
-    for arm in found["arms"].values():
-        for seed, entry in arm["seeds"].items():
-            for part, table in entry["parts"].items():
-                lines += _leaks(f"{arm['title']}, seed {seed}, {part}", table["leak_check"])
-    return lines
-
-
-def _leaks(where: str, check: Mapping[str, Any] | None) -> list[str]:
-    return [
-        f"noise: {where}, {mode} is {sigmas:+.1f} sigma from a constant guess"
-        for mode, sigmas in (check["sigmas_above_guess"].items() if check else ())
-        if abs(sigmas) > 3
-    ]
-
-
-def interval(value: Mapping[str, Any]) -> str:
-    low, high = ("?" if end is None else f"{end:+.3f}" for end in (value["low"], value["high"]))
-    return f"{value['mean']:+.3f} [{low}, {high}]"
-
-
-def featured(found: Results) -> list[str]:
-    """The arms that the goals speak of; all where there are no goals."""
-    names = [name for claim in found["claims"] if claim["goal"] for name in claim["arms"]]
-    return [name for name in found["arms"] if not names or name in names]

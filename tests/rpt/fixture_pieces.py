@@ -1,5 +1,7 @@
 """Pieces of experiments that were never run: made-up answers, real tables."""
 
+import functools
+
 import numpy as np
 
 from rpt import evaluation, experiment_config, experiment_pieces, rewards
@@ -88,6 +90,20 @@ def measured(thought: float, direct: float, count: int = 240) -> evaluation.Meas
     )
 
 
+@functools.cache
+def _tables(thought: float, direct: float) -> dict:
+    """What an evaluation says about these answers, when thinking above 1 nat."""
+    answers = measured(thought, direct)
+    costs = evaluation.Costs(MODEL, 1, 1, 64.0)
+    return evaluation.tables(answers, costs, 0, dict.fromkeys(answers.parts(), 1.0))
+
+
+def _no_tables(threshold: float, enough_thinking: bool) -> dict:
+    """What a claim asks for."""
+    reported = {"threshold": threshold, "enough_thinking": enough_thinking}
+    return {"parts": {}, "gated": {"stories": {"reported": reported}}}
+
+
 def piece(
     made: experiment_config.ExperimentConfig,
     name: str,
@@ -97,11 +113,11 @@ def piece(
     direct: float = 0.1,
     passed: bool = True,
     threshold: float = 1.0,
+    enough_thinking: bool = True,
+    tables: bool = False,
 ) -> experiment_pieces.Piece:
-    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds."""
-    answers = measured(thought, direct)
-    costs = evaluation.Costs(MODEL, 1, 1, 64.0)
-    thresholds = dict.fromkeys(answers.parts(), threshold)
+    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds; `tables` cost a second."""
+    content = _tables(thought, direct) if tables else _no_tables(threshold, enough_thinking)
     stages = [
         {
             "arm": stage,
@@ -134,12 +150,12 @@ def piece(
                 "test_reading": 1,
                 "eval_flops": 1,
                 "seconds": 1.0,
-                **evaluation.tables(answers, costs, 0, thresholds),
+                **content,
                 "params_sha256": f"{name}{seed}",
                 "positions_sha256": f"positions {seed}",
                 "reference_sha256": f"reference {seed}",
             },
             "history": {"step": [1, 2], "accuracy": [0.1, 0.2], "no_think_accuracy": [0.1, 0.1]},
-            "positions": experiment_pieces.pack(answers),
+            "positions": experiment_pieces.pack(measured(thought, direct)),
         }
     )

@@ -5,11 +5,12 @@ import importlib
 import json
 import pathlib
 import re
+import urllib.parse
 
 import pytest
 
 from configs import common
-from rpt import config, formats, rewards
+from rpt import config, experiment_plan, formats, rewards
 
 FOLDER = pathlib.Path(common.__file__).parent
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
@@ -42,7 +43,23 @@ def test_config_builds_and_its_parts_fit(name, arg):
     evaluated = (experiment.evaluate.validation, experiment.evaluate.test)
     for mixture, split in zip((experiment.train.mixture, *evaluated), SPLITS):
         assert mixture
-        assert all(f"split={split}" in part.spec for part in mixture)
+        specs = [urllib.parse.unquote(part.spec) for part in mixture]
+        assert all(f"split={split}" in spec for spec in specs)
+        assert not any(f"split={other}" in spec for spec in specs for other in {*SPLITS} - {split})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_experiment_would_run_can_be_run(name):
+    experiment = build(name)
+    if experiment.experiment.arms:
+        experiment_plan.check(experiment)
+
+
+def test_the_miniature_has_its_arms_and_controls():
+    parts = experiment_plan.parts(build("mini"))
+    arms = {name for name, part in parts.items() if part.kind in ("pretrain", "train")}
+    assert arms == {"base", "reference", "rpt", "ntp", "mixed_sft"}
+    assert parts["ntp"].needs == parts["mixed_sft"].needs == ("base", "rpt")
 
 
 @pytest.mark.parametrize("name", NAMES)
