@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         remat="full",
     )
     config.mesh.fsdp, config.mesh.tensor = -1, 2
+    config.data.shards = 16  # of up to 16 hosts
     config.train.seq_len = 2048
     config.rollout.think_tokens, config.rollout.answer_tokens = 1984, 64
     config.train.batch_size = 16

@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # Two key/value heads split over two chips at most, and the copy fits whole.
     config.mesh.fsdp, config.mesh.tensor = -1, 1
+    config.data.shards = 16  # of up to 16 hosts
     config.train.seq_len = 2048
     config.rollout.think_tokens, config.rollout.answer_tokens = 960, 64
     config.train.batch_size = 64

@@ -39,4 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
         remat="full",
     )
     config.mesh.fsdp, config.mesh.tensor = -1, 4
+    config.data.shards = 16  # of up to 16 hosts
     return config

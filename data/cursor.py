@@ -9,6 +9,7 @@ every document once an epoch. Shards are plain integers: nothing here asks an ac
 who it is.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ class Cursor:
         epochs: int | None,
     ):
         _check(mixture, shard_index, shard_count, epochs)
-        self.mixture = mixtures.Mixture({mix.name: mix.weight for mix in mixture})
+        self._weights = {mix.name: mix.weight for mix in mixture}
         reader = documents.Reader(tokenizer)
         seeds = [np.random.SeedSequence([seed, k]) for k in range(len(mixture))]
         self.parts = [
@@ -64,16 +65,7 @@ class Cursor:
             )
             for mix, own in zip(mixture, seeds)
         ]
-        self._shard = [shard_index, shard_count]
-        self._shares = [resharding.Share(shard_index, shard_count) for _ in mixture]
-        self._drops_in_a_row = [0] * len(mixture)
-        self._lineage = ""
-        # Of every source: the records that could not be used, by their places in it.
-        self._faulty: list[set[int]] = [set() for _ in mixture]
-        self._counts: dict[str, Any] = {
-            **{name: [0] * len(mixture) for name in ("windows", "finished")},
-            **dict.fromkeys(("dropped", "inexact"), 0),
-        }
+        self._begin(shard_index, shard_count)
         self._identity = {
             "version": _VERSION,
             "sources": [[mix.name, len(mix.source)] for mix in mixture],
@@ -84,6 +76,28 @@ class Cursor:
             "tokenizer": tokenizer.digest(),
             "seed": seed,
         }
+
+    def _begin(self, shard_index: int, shard_count: int) -> None:
+        """At the first window of a shard."""
+        sources = len(self._weights)
+        self.mixture = mixtures.Mixture(self._weights, phase=shard_index)
+        self._shard = [shard_index, shard_count]
+        self._shares = [resharding.Share(shard_index, shard_count) for _ in range(sources)]
+        self._drops_in_a_row = [0] * sources
+        self._lineage = ""
+        # Of every source: the records that could not be used, by their places in it.
+        self._faulty: list[set[int]] = [set() for _ in range(sources)]
+        self._counts: dict[str, Any] = {
+            **{name: [0] * sources for name in ("windows", "finished")},
+            **dict.fromkeys(("dropped", "inexact"), 0),
+        }
+
+    def sibling(self, shard_index: int) -> "Cursor":
+        """Another shard's, from its beginning; the documents of small sources are shared."""
+        other = copy.copy(self)
+        other.parts = [part.twin() for part in self.parts]
+        other._begin(shard_index, self._shard[1])
+        return other
 
     def next(self) -> Found | None:
         """The next window, or None at the end.

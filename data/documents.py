@@ -11,6 +11,7 @@ A small source takes at most 4 bytes per token and 16 per window of memory; a la
 document, however many there are.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +182,15 @@ class Part:
         if self._documents is not None:
             self._table_W2 = self._index(self._documents)
         self.total = None if epochs is None else len(self) * epochs
+        self._seed = seed
         self._order = Order(len(self), seed)
+
+    def twin(self) -> "Part":
+        """The same part for a reader elsewhere in it, which keeps a latest document of its own."""
+        other = copy.copy(self)
+        other._latest = None
+        other._order = Order(len(self), self._seed)
+        return other
 
     def _read_all(self) -> list[TokenDocument] | None:
         """The documents of a small source; None if it is large."""

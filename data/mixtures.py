@@ -57,6 +57,8 @@ class Mixture:
 
     Args:
         weights: as configured, by the names of the sources in their order.
+        phase: begin so many draws into the sequence, so that shards read different sources at the
+            same moment; the credit that is owed there is kept, and nothing is counted.
 
     Attributes:
         events: the latest weights, each with the number of draws before them; the first entry is
@@ -65,13 +67,20 @@ class Mixture:
         total: draws since the beginning.
     """
 
-    def __init__(self, weights: Mapping[str, float]):
+    def __init__(self, weights: Mapping[str, float], phase: int = 0):
         check(weights)
         self._configured = {name: float(weight) for name, weight in weights.items()}
         self.total = 0
         self.changes = 0
         self.events: list[Event] = [(0, dict(self._configured))]
         self._credit = [0.0] * len(weights)
+        self._begin_count()
+        for _ in range(phase):
+            self.draw(self.pick())
+        self._credit = [
+            weight * self._draws - drawn for weight, drawn in zip(self._normalised, self._drawn)
+        ]
+        self.total = 0
         self._begin_count()
 
     def _begin_count(self) -> None:

@@ -6,9 +6,10 @@ position. States are per shard; data/resharding.py deals them to another number 
 of reading: docs/data-order.md.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -80,6 +81,10 @@ class Stream(Protocol, Generic[Batch_co]):
 
     def __next__(self) -> Batch_co: ...
 
+    def sibling(self, shard_index: int) -> Self:
+        """The stream of another shard from its beginning, if this one is at its own."""
+        ...
+
     def get_state(self) -> dict[str, Any]:
         """What `set_state` of a stream made alike needs to go on with the next batch."""
         ...
@@ -126,6 +131,11 @@ class _Stream:
 
     def __init__(self, walk: cursor.Cursor):
         self._cursor = walk
+
+    def sibling(self, shard_index: int) -> Self:
+        other = copy.copy(self)
+        other._cursor = self._cursor.sibling(shard_index)
+        return other
 
     @property
     def events(self) -> Sequence[mixtures.Event]:

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rpt import files, manifests
+from rpt import files, hosts, manifests, sharding
 from rpt import ledger as ledger_lib
 
 
@@ -51,11 +51,15 @@ class Checkpoints:
 
     Saving is asynchronous. An error of a save is raised, as `SaveFailed`, by the next call of any
     method; the loop calls `check` in every step.
+
+    Each of several hosts writes and reads its part of the arrays, in a folder that all share, and
+    calls every method; the first alone names, lists and removes folders, and writes the rest.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep_last: int):
-        self._complete = _Store(workdir / "checkpoints", keep_last)
-        self._scaling = _Store(workdir / "scaling", keep_last=None)
+    def __init__(self, workdir: pathlib.Path, keep_last: int, team: hosts.Hosts = hosts.ALONE):
+        self._team = team
+        self._complete = _Store(workdir / "checkpoints", keep_last, team)
+        self._scaling = _Store(workdir / "scaling", None, team)
 
     def save(self, state: TrainState) -> None:
         """Begins a save; a step that is already there is left alone."""
@@ -77,7 +81,11 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, and all are damaged; or it is of another model.
         """
-        step, found = newest_good(self._complete.folder)
+        step, found, lines = None, {}, []
+        if self._team.is_first:
+            step, found = newest_good(self._complete.folder)
+            lines = describe(self._complete.folder, found)
+        step, lines = self._team.from_first([step, lines])
         if step is None:
             return None, []
         arrays = {"params": like.params, "opt_state": like.opt_state}
@@ -97,7 +105,7 @@ class Checkpoints:
                 f"another model or optimizer? ({_first_line(error)})"
             ) from error
         self._complete.put_aside(found)
-        lines = [f"{line}; going on from step {step}" for line in describe(path.parent, found)]
+        lines = [f"{line}; going on from step {step}" for line in lines]
         return TrainState(step=step, host=restored["host"], **restored["arrays"]), lines
 
     def save_scaling(self, step: int, params: Any) -> None:
@@ -124,27 +132,27 @@ class Checkpoints:
 class _Store:
     """One folder of checkpoints: `keep_last` of them, None keeps all."""
 
-    def __init__(self, folder: pathlib.Path, keep_last: int | None):
+    def __init__(self, folder: pathlib.Path, keep_last: int | None, team: hosts.Hosts):
         self.folder = folder if files.is_remote(folder) else folder.absolute()
-        self._keep_last = keep_last
+        self._keep_last, self._team = keep_last, team
         self._writer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._failure: SaveFailed | None = None
-        self._sweep()
+        if team.is_first:
+            self._sweep()
 
     def save(self, step: int, args: ocp.args.Composite) -> None:
         self.wait()
-        if step in steps(self.folder):
+        first = self._team.is_first
+        if self._team.from_first(first and step in steps(self.folder)):
             return
         try:
-            self._discard(step)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if first:
+                self._discard(step)
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._team.barrier()
             if self._writer is None:
-                # Directories at once: where that fails, it fails here and not after a timeout.
-                self._writer = ocp.AsyncCheckpointer(
-                    ocp.CompositeCheckpointHandler(),
-                    async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-                )
+                self._writer = _writer(self.folder.name)
             self._writer.save(epath.Path(self._staging(step)), args=args)
         except Exception as error:  # Orbax and its parts raise many kinds
             raise self._failed(step, error) from error
@@ -155,6 +163,8 @@ class _Store:
         """In the background: the manifest, the step's name, then room for the next."""
         try:
             writer.wait_until_finished()
+            if not self._team.is_first:
+                return
             staging = self._staging(step)
             manifests.write(staging)
             if staging != self.folder / str(step):
@@ -166,8 +176,9 @@ class _Store:
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """The error to raise; what was written of the checkpoint is removed."""
         # What cannot be removed now is swept by the next start.
-        with contextlib.suppress(OSError):
-            self._discard(step)
+        if self._team.is_first:
+            with contextlib.suppress(OSError):
+                self._discard(step)
         kept = steps(self.folder)
         last = f"the last one is of step {kept[-1]}" if kept else "there is none before it"
         return SaveFailed(
@@ -237,6 +248,15 @@ class _Store:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _writer(name: str) -> ocp.AsyncCheckpointer:
+    """Directories at once: where that fails, it fails here and not after a timeout."""
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(),
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
+    )
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -320,11 +340,25 @@ def _read_params(path: pathlib.Path, like: Any) -> Any:
             epath.Path(path / "arrays"),
             args=ocp.args.PyTreeRestore(
                 item={"params": jax.tree.map(_abstract, like)},
-                restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
+                restore_args={"params": _restore_args(like)},
                 partial_restore=True,
             ),
         )
     return restored["params"]
+
+
+def _restore_args(like: Any) -> Any:
+    """Where `like` has no layout each of several processes reads the whole into numpy."""
+    if jax.process_count() == 1:
+        return ocp.checkpoint_utils.construct_restore_args(like)
+    return jax.tree.map(
+        lambda x: (
+            ocp.RestoreArgs(restore_type=np.ndarray)
+            if x.sharding is None
+            else ocp.checkpoint_utils.construct_restore_args(x)
+        ),
+        like,
+    )
 
 
 # ---- scaling points, digests ---------------------------------------------------------------------
@@ -342,11 +376,12 @@ def crosses_scaling_point(before: ledger_lib.Ledger, after: ledger_lib.Ledger, p
 
 
 def params_sha256(params: Any) -> str:
-    """One digest of all parameters, in the order of their paths."""
+    """One digest of all parameters, in the order of their paths; all hosts must ask for it."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        for block in sharding.whole_blocks(leaf):
+            digest.update(np.ascontiguousarray(block).tobytes())
     return digest.hexdigest()
 
 

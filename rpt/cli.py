@@ -28,6 +28,15 @@ def define_config() -> Any:
     )
 
 
+def define_hosts() -> Any:
+    """--hosts, of the commands that may run in several processes (rpt/hosts.py)."""
+    return flags.DEFINE_string(
+        "hosts",
+        os.environ.get("RPT_HOSTS", ""),
+        "Several processes: 'auto' on Cloud TPU, or ADDRESS:PORT,COUNT,ID (RPT_HOSTS).",
+    )
+
+
 def overrides() -> dict[str, Any]:
     """The --config.field=value pairs of this command line."""
     return dict(config_flags.get_override_values(flags.FLAGS["config"]))

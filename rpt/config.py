@@ -49,6 +49,8 @@ class DataConfig:
         byte-level BPE of V tokens trained on the miniature and pydoc).
       template: a file with header, tail, close and suffix.
       add_bos: whether every trunk row begins with the tokenizer's bos token.
+      shards: of every training stream, a multiple of the number of hosts, each of which reads its
+        own. The order of the data depends on it, and not on the hosts (docs/data-order.md).
       dtype, remat: of a model that comes with `weights`, as in ModelConfig.
     """
 
@@ -56,6 +58,7 @@ class DataConfig:
     tokenizer: str = "weights"
     template: str = ""
     add_bos: bool = True
+    shards: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
 
@@ -293,7 +296,7 @@ class Config:
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment."),
+    *("data.shards", "mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment."),
 )
 
 

@@ -71,6 +71,7 @@ from rpt import (
     evaluation_records,
     evaluation_reference,
     evaluation_report,
+    hosts,
     loading,
     rollout,
     runs,
@@ -340,6 +341,7 @@ def open_model(workdir: str, weights: str, step: int | None, config: Any) -> Ope
 
 def main(argv: list[str]) -> None:
     del argv
+    hosts.refuse("rpt.evaluate")
     if not _OUT.value and not _WORKDIR.value:
         raise ValueError("give --out, where the results go")
     out = _OUT.value or str(pathlib.Path(_WORKDIR.value) / "evaluation")

@@ -9,11 +9,25 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from data import pipeline, tokenizers
-from rpt import advantages, formats, ledger, positions, predictions, rewards, rollout, scoring
+from rpt import (
+    advantages,
+    formats,
+    ledger,
+    objectives,
+    positions,
+    predictions,
+    rewards,
+    rollout,
+    scoring,
+    sharding,
+    update,
+)
 from rpt import config as config_lib
+from rpt import hosts as hosts_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
 
@@ -26,6 +40,7 @@ class Task:
     config: config_lib.Config
     tokenizer: tokenizers.Tokenizer
     template: formats.Template
+    hosts: hosts_lib.Hosts = hosts_lib.ALONE
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
@@ -82,6 +97,9 @@ def collect(
 ) -> tuple[Experience, int]:
     """Chooses cuts, thinks, scores; again under dynamic sampling while groups lack a gradient.
 
+    Each of several hosts does so for the documents of its own rows; whether there is another round
+    they decide together.
+
     Returns:
       the experience, and the FLOPs of extra scoring passes (dense rewards).
     """
@@ -94,7 +112,7 @@ def collect(
         parts.append(part)
         extra += spent
         found = sum(len(advantages.select_groups(p[-2], p[1])) for p in parts)
-        if not dynamic or found >= reward.target_groups:
+        if not dynamic or task.hosts.total({"groups": found})["groups"] >= reward.target_groups:
             break
     cut_BC, valid_BC = (np.concatenate([p[i] for p in parts], axis=1) for i in (0, 1))
     result = _joined([p[2] for p in parts])
@@ -178,13 +196,12 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
     probs_BCG, extra = None, 0
     if config.reward.name in rewards.NEEDS_FIRST_TOKEN_PROBS:
         ids_BCG = np.maximum(rewards.first_token_ids(read, task.id_of_bytes), 0).reshape(shape)
-        probs_BCG = np.asarray(
-            scoring.no_think_probs(
-                task.model, params, batch.tokens_BS, batch.segments_BS, batch.positions_BS,
-                cut_BC, ids_BCG,
-            )
-        )  # fmt: skip
-        extra = ledger.trunk_flops(task.model, *batch.tokens_BS.shape, passes=1)
+        rows = (batch.tokens_BS, batch.segments_BS, batch.positions_BS, cut_BC, ids_BCG)
+        probs_BCG = sharding.own_rows(
+            scoring.no_think_probs(task.model, params, *sharding.put_rows(rows))
+        )
+        B, S = batch.tokens_BS.shape
+        extra = ledger.trunk_flops(task.model, B * task.hosts.count, S, passes=1)
     scored = rewards.RewardBatch(read, targets, shape, probs_BCG, config.reward.all_wrong_reward)
     reward_BCG = rewards.score(config.reward.name, scored)
     right_BCG = reward_BCG
@@ -219,3 +236,46 @@ def _trained(reward_BCG, valid_BC, groups_per_document: int) -> np.ndarray:
         if not groups_per_document or trained_BC[row].sum() < groups_per_document:
             trained_BC[row, slot] = True
     return trained_BC
+
+
+def training_batches(task: Task, lived: Experience) -> list[update.MicroBatch]:
+    """The branches of the trained groups as micro-batches, with their weights in the loss.
+
+    Of this host's rows; the shapes are those of all hosts.
+    """
+    config, result = task.config, lived.result
+    G = config.rollout.group_size
+    trained_BR = np.repeat(lived.trained_BC, G, axis=1)
+    counted_BR = trained_BR
+    if config.objective.count_zero_variance:
+        counted_BR = np.repeat(lived.valid_BC, G, axis=1)
+    weight_BRT = objectives.token_weights(
+        config.objective, result.sampled_BRT, counted_BR, task.hosts.total
+    )
+    weight_BRT = weight_BRT * trained_BR[..., None]
+    truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1
+    arrays = update.MicroBatch(
+        tokens_BRT=result.tokens_BRT,
+        weight_BRT=weight_BRT,
+        behaviour_BRT=result.log_prob_BRT,
+        threshold_BRT=result.threshold_BRT if truncated else None,
+        reference_BRT=None,
+        advantage_BR=lived.advantage_BCG.reshape(trained_BR.shape),
+        hi_BR=np.repeat(lived.cut_BC, G, axis=1).astype(np.int32),
+    )
+    # Only trained branches travel; the fullest document of any host sets R.
+    (R,) = task.hosts.largest([int(trained_BR.sum(axis=1).max())])
+    order_BR = np.argsort(~trained_BR, axis=1, kind="stable")[:, :R]
+    arrays = jax.tree.map(lambda x: _take(x, order_BR), arrays)
+    length_BR = _take(np.where(trained_BR, result.length_BR, 0), order_BR)
+    return update.micro_batches(
+        arrays,
+        length_BR,
+        config.train.micro_branches,
+        config.train.t_multiple,
+        task.hosts.largest,
+    )
+
+
+def _take(x: np.ndarray, order_BR: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(x, order_BR.reshape(*order_BR.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -37,6 +37,7 @@ from rpt import (
     experiment_pieces,
     experiment_plan,
     experiment_report,
+    hosts,
     loading,
     pretrain,
     runs,
@@ -204,6 +205,7 @@ def _claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    hosts.refuse("rpt.experiment")
     config = config_lib.from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value)
     if _PART.value:

@@ -21,7 +21,7 @@ import safetensors.numpy
 from absl import app, flags
 
 from data import tokenizers
-from rpt import weights, weights_huggingface, weights_layout
+from rpt import hosts, weights, weights_huggingface, weights_layout
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
@@ -115,6 +115,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --out and either --workdir or --weights")
     try:
         # Before minutes of reading.
+        hosts.refuse("rpt.export")
         _refuse_occupied(pathlib.Path(values.out))
         if values.weights:
             config, params = weights.load(values.weights)

@@ -11,9 +11,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from data import difficulty, pipeline, tokenizers
-from rpt import config, ledger, loading, scoring
+from rpt import config, ledger, loading, scoring, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Filter:
     index: difficulty.Index | None = None
 
 
-def open_filter(settings: config.PositionsConfig, tokenizer: tokenizers.Tokenizer) -> Filter:
-    """What the config names.
+def open_filter(
+    settings: config.PositionsConfig, tokenizer: tokenizers.Tokenizer, mesh: Mesh
+) -> Filter:
+    """What the config names; a proxy is spread over the mesh.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -41,7 +44,7 @@ def open_filter(settings: config.PositionsConfig, tokenizer: tokenizers.Tokenize
             f"the proxy {settings.proxy} has another tokenizer than the policy; "
             "choose a proxy with the same one"
         )
-    return Filter(proxy=proxy)
+    return Filter(proxy=proxy._replace(params=loading.place(mesh, proxy.model, proxy.params)))
 
 
 def check(chosen: Filter, batch: pipeline.TrunkBatch) -> None:
@@ -65,6 +68,8 @@ def entropies(
 ) -> tuple[np.ndarray, float | None]:
     """filter_entropy [B, S] of a step, and the share of its documents that the index has, if any.
 
+    Of the rows of this host.
+
     Args:
       chosen: where it comes from.
       batch: the step's documents.
@@ -75,7 +80,7 @@ def entropies(
         return chosen.index.trunk_entropies(batch)
     if chosen.proxy is not None:
         scores, _ = scoring.score_trunk(chosen.proxy.model, chosen.proxy.params, *inputs)
-    return np.asarray(scores.filter_entropy_BS), None
+    return sharding.own_rows(scores.filter_entropy_BS), None
 
 
 def account(chosen: Filter, book: ledger.Ledger) -> ledger.Ledger:

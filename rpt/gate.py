@@ -1,11 +1,22 @@
 """The gate between stage 0 and RPT: can the model think at all where thinking is easy?"""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from data import pipeline, tokenizers
-from rpt import config, formats, ledger, loading, positions, rollout, scoring
+from rpt import (
+    config,
+    formats,
+    hosts,
+    ledger,
+    loading,
+    positions,
+    rollout,
+    scoring,
+    sharding,
+)
 from rpt.model import config as model_config
 
 
@@ -35,11 +46,13 @@ class Gate:
         experiment: config.Config,
         model: model_config.ModelConfig,
         tokenizer: tokenizers.Tokenizer,
+        team: hosts.Hosts = hosts.ALONE,
     ):
         gate = experiment.pretrain.gate
         template = formats.load_template(experiment.data.template)
         header = loading.header_ids(tokenizer, template.header, experiment.data.add_bos)
-        self._parts: dict[str, tuple[pipeline.TrunkBatch, np.ndarray, np.ndarray]] = {}
+        self._team = team
+        self._parts: dict[str, _Part] = {}
         for mix in loading.open_mixture(gate.mixture):
             batch = next(
                 pipeline.trunk_batches(
@@ -55,7 +68,9 @@ class Gate:
             cut_BC, valid_BC = labelled_cuts(batch, gate.labels)
             if not valid_BC.any():
                 raise ValueError(f"pretrain.gate: no document of {mix.name} has {gate.labels}")
-            self._parts[mix.name] = batch, cut_BC, valid_BC
+            rows = (batch.tokens_BS, batch.segments_BS, batch.positions_BS)
+            part = _Part(*rows, cut_BC, valid_BC, batch.document_ids_B)
+            self._parts[mix.name] = _own_rows(team, part)
         self._config = rollout.RolloutConfig(
             group_size=1,
             think_tokens=experiment.rollout.think_tokens,
@@ -68,28 +83,54 @@ class Gate:
 
     def accuracy(self, params: Any) -> tuple[dict[str, float], int]:
         """By part, the share of its labelled tokens that one sampled thought predicts; FLOPs."""
-        found = {name: self._of_part(params, *part) for name, part in self._parts.items()}
+        found = {name: self._of_part(params, part) for name, part in self._parts.items()}
         return (
             {name: share for name, (share, _) in found.items()},
             sum(spent for _, spent in found.values()),
         )
 
-    def _of_part(
-        self, params: Any, batch: pipeline.TrunkBatch, cut_BC: np.ndarray, valid_BC: np.ndarray
-    ) -> tuple[float, int]:
+    def _of_part(self, params: Any, part: "_Part") -> tuple[float, int]:
         model = self._model
-        _, kv = scoring.score_trunk(
-            model, params, batch.tokens_BS, batch.segments_BS, batch.positions_BS
-        )
+        _, kv = scoring.score_trunk(model, params, *sharding.put_rows(part[:3]))
         result = rollout.rollout(
-            model, self._config, params, self._tables, kv, cut_BC, valid_BC,
-            seed=0, step=0, document_ids_B=batch.document_ids_B,
+            model, self._config, params, self._tables, kv, part.cut_BC, part.valid_BC,
+            seed=0, step=0, document_ids_B=part.document_ids_B,
         )  # fmt: skip
         start_BR1 = np.maximum(result.answer_start_BR, 0)[..., None]
         answer_BR = np.take_along_axis(result.tokens_BRT, start_BR1, axis=2)[..., 0]
-        target_BR = np.take_along_axis(batch.tokens_BS, cut_BC, axis=1)
+        target_BR = np.take_along_axis(part.tokens_BS, part.cut_BC, axis=1)
         right_BR = (answer_BR == target_BR) & (result.answer_start_BR >= 0)
-        B, S = batch.tokens_BS.shape
+        B, S = part.tokens_BS.shape
+        B *= self._team.count
         _, spent = ledger.decode_flops(model, B, S, result.decode_steps)
         spent += ledger.trunk_flops(model, B, S, passes=1)
-        return float(right_BR[valid_BC].mean()), spent
+        sums = self._team.total(
+            {"right": int(right_BR[part.valid_BC].sum()), "all": int(part.valid_BC.sum())}
+        )
+        return sums["right"] / sums["all"], spent
+
+
+class _Part(NamedTuple):
+    """What is measured of one part: trunk rows, and the cuts in them."""
+
+    tokens_BS: np.ndarray
+    segments_BS: np.ndarray
+    positions_BS: np.ndarray
+    cut_BC: np.ndarray
+    valid_BC: np.ndarray
+    document_ids_B: np.ndarray
+
+
+def _own_rows(team: hosts.Hosts, part: _Part) -> _Part:
+    """Those of this host; of several, padded by empty rows that divide over all devices."""
+    if team.count == 1:
+        return part
+    padding = -len(part.cut_BC) % jax.device_count()
+    own = sharding.own_block(len(part.cut_BC) + padding)
+
+    def of_host(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))[own.start : own.stop]
+
+    found = _Part(*map(of_host, part))
+    # A branch of an empty row still needs a position to its left.
+    return found._replace(cut_BC=np.maximum(found.cut_BC, 1))

@@ -26,6 +26,7 @@ from rpt import (
     evaluate,
     evaluation_measure,
     evaluation_positions,
+    hosts,
     predictions,
     rewards,
     rollout,
@@ -255,6 +256,7 @@ def read_text(text: str, file: str) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
+    hosts.refuse("rpt.generate")
     text = read_text(_TEXT.value, _FILE.value)
     opened = evaluate.open_model(_WORKDIR.value, _WEIGHTS.value, _STEP.value, _CONFIG.value)
     tokens = opened.loaded.tokenizer.encode(text)

@@ -27,9 +27,17 @@ class Goodput:
       workdir: run directory.
       began: time.monotonic() at the start of this process's work.
       saved: `state` of the checkpoint that this start goes on from; None for a fresh run.
+      writes: whether this process's heartbeat is the run's.
     """
 
-    def __init__(self, workdir: pathlib.Path, began: float, saved: Mapping[str, float] | None):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        began: float,
+        saved: Mapping[str, float] | None,
+        writes: bool = True,
+    ):
+        self._writes = writes
         self._path = workdir / _NAME
         self._began, self._last_beat = began, -float("inf")
         self._every = 30.0 if files.is_remote(workdir) else 1.0
@@ -70,7 +78,7 @@ class Goodput:
     def beat(self, step: int, status: str = "running") -> None:
         """Says that the step is done; anything but 'running' is said at once."""
         now = time.monotonic()
-        if status == "running" and now - self._last_beat < self._every:
+        if not self._writes or (status == "running" and now - self._last_beat < self._every):
             return
         self._last_beat = now
         content = {

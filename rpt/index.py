@@ -25,7 +25,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from data import difficulty, digests, pipeline, records, sources
-from rpt import checkpoint, cli, formats, ledger, loading, scoring, sharding
+from rpt import checkpoint, cli, formats, hosts, ledger, loading, scoring, sharding
 
 # Windows are scored by length, so many batches at once: short documents then share short rows.
 _GROUP_BATCHES = 16
@@ -215,6 +215,7 @@ class _Progress:
 
 def main(argv: list[str]) -> None:
     del argv
+    hosts.refuse("rpt.index")
     values = flags.FLAGS
     names = [field.name for field in dataclasses.fields(Settings)]
     given: dict[str, Any] = {name: values[name].value for name in names}

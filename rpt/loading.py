@@ -5,14 +5,14 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import generated, pipeline, sources, tokenizers, tokenizers_huggingface
+from data import generated, joined, pipeline, sources, tokenizers, tokenizers_huggingface
 from rpt import checkpoint, config, fetch, sharding, weights
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -53,14 +53,38 @@ def open_mix(spec: str, weight: float, name: str) -> pipeline.Mix:
     return pipeline.Mix(source, weight, name, guard.on_fault, guard.max_faults)
 
 
-def restore_stream(stream: pipeline.Stream[Any], state: Mapping[str, Any]) -> list[str]:
-    """Continues a stream; returns a line for the log where the config has other weights now.
+def own_shards(settings: config.DataConfig, batch_size: int, hosts_count: int) -> range:
+    """The shards of every stream that are this host's to read.
 
     Raises:
-      ValueError: the state is not of such a stream.
+      ValueError: the shards do not divide the batch, or the hosts do not divide the shards.
     """
-    stream.set_state(state)
-    (_, before), (draws, now) = state["mixture"]["events"][-1], stream.events[-1]
+    if settings.shards < 1 or batch_size % settings.shards:
+        raise ValueError(
+            f"config.data.shards={settings.shards} does not divide a batch of {batch_size} rows; "
+            "each shard gives as many rows as the others"
+        )
+    if settings.shards % hosts_count:
+        raise ValueError(
+            f"config.data.shards={settings.shards} cannot be dealt to {hosts_count} hosts, each of "
+            f"which reads its own: set it to a multiple of {hosts_count} that divides the batch of "
+            f"{batch_size} rows"
+        )
+    return sharding.own_block(settings.shards)
+
+
+def restore_stream(stream: joined.Joined[Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Continues a stream; returns a line for the log where the config has other weights now.
+
+    Args:
+      stream: this host's shards.
+      states: of all shards.
+
+    Raises:
+      ValueError: the states are not of such a stream.
+    """
+    stream.set_states(states)
+    (_, before), (draws, now) = states[0]["mixture"]["events"][-1], stream.events[-1]
     changes = [f"{name} {before[name]:g} -> {now[name]:g}" for name in now if before != now]
     return [f"mixture weights after {draws} windows: {', '.join(changes)}"] if changes else []
 
@@ -140,7 +164,7 @@ def load_any(path: str, step: int | None = None) -> Loaded:
 def place(mesh: Mesh, model: model_config.ModelConfig, params: Any) -> Any:
     """Parameters in the training layout of the mesh."""
     axes = transformer.logical_axes(model)
-    return jax.device_put(params, sharding.parameter_shardings(mesh, axes, _shapes(model)))
+    return sharding.place(params, sharding.parameter_shardings(mesh, axes, _shapes(model)))
 
 
 @functools.cache

@@ -6,13 +6,16 @@ micro-batches sums to the same loss.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
+# Counts of the rows given -> counts of the whole batch.
+Total = Callable[[dict[str, int]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,10 @@ def policy_terms(
 
 
 def token_weights(
-    config: ObjectiveConfig, sampled_BRT: np.ndarray, counted_BR: np.ndarray
+    config: ObjectiveConfig,
+    sampled_BRT: np.ndarray,
+    counted_BR: np.ndarray,
+    total: Total = dict,
 ) -> np.ndarray:
     """The weight of every token in the loss, [B, R, T] float32.
 
@@ -107,14 +113,16 @@ def token_weights(
       sampled_BRT: tokens that were sampled; forced tokens and padding are False.
       counted_BR: branches that count in the normaliser. Others keep the same weight per token:
         their advantage is 0, so only metrics notice.
+      total: adds the counts of the batch's rows on other hosts.
 
     token_mean: 1 / (counted tokens). sequence_mean: 1 / (counted branches * own tokens).
     constant_length: 1 / (counted branches * constant_length_tokens).
     """
     tokens_BR = sampled_BRT.sum(axis=-1)
-    branches = max(int(counted_BR.sum()), 1)
+    counts = total({"branches": int(counted_BR.sum()), "tokens": int(tokens_BR[counted_BR].sum())})
+    branches = max(counts["branches"], 1)
     if config.aggregation == "token_mean":
-        weight_BR = np.full(counted_BR.shape, 1.0 / max(int(tokens_BR[counted_BR].sum()), 1))
+        weight_BR = np.full(counted_BR.shape, 1.0 / max(counts["tokens"], 1))
     elif config.aggregation == "sequence_mean":
         weight_BR = 1.0 / (branches * np.maximum(tokens_BR, 1))
     else:
@@ -128,15 +136,17 @@ def ntp_weights(
     header_length: int,
     cut_BC: np.ndarray,
     valid_BC: np.ndarray,
+    total: Total = dict,
 ) -> np.ndarray:
-    """The weight of every trunk token as a target [B, S] float32, summing to 1.
+    """The weight of every trunk token as a target [B, S] float32, summing to 1 over all hosts.
 
     Document tokens only, never the header; without the cuts under
-    `ntp_positions='non_cuts'` (RMT's m_pos).
+    `ntp_positions='non_cuts'` (RMT's m_pos). `total` as in `token_weights`.
     """
     S = segments_BS.shape[1]
     counted_BS = (segments_BS > 0) & (np.arange(S) >= max(header_length, 1))
     if config.ntp_positions == "non_cuts":
         rows, slots = np.nonzero(valid_BC)
         counted_BS[rows, cut_BC[rows, slots]] = False
-    return (counted_BS / max(int(counted_BS.sum()), 1)).astype(np.float32)
+    counted = total({"tokens": int(counted_BS.sum())})["tokens"]
+    return (counted_BS / max(counted, 1)).astype(np.float32)

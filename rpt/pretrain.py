@@ -8,210 +8,53 @@ rate decays once shallow with-thought accuracy is reached, or at the bound; summ
 """
 
 import dataclasses
+import functools
+import itertools
 import pathlib
-import time
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import flags
 from jax.sharding import Mesh
 
-from data import pipeline, tokenizers
+from data import joined, pipeline, tokenizers
 from rpt import (
     checkpoint,
     cli,
     files,
     gate,
-    goodput,
+    hosts,
     ledger,
     loading,
     optimizers,
-    profiling,
     runs,
     sharding,
     stepmetrics,
     update,
 )
 from rpt import config as config_lib
+from rpt import session as session_lib
 from rpt import watch as watch_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
 
 
-def pretrain(
-    config: config_lib.Config,
-    workdir: pathlib.Path,
-    *,
-    init: pathlib.Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    stop: cli.StopSignal | None = None,
-) -> dict[str, Any]:
-    """Runs (or continues) to the end or to a stop signal; returns the summary.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same over a run, but for the streams' positions."""
 
-    Args:
-      config: sections data, model, pretrain, mesh, logging.
-      workdir: run directory.
-      init: a run whose parameters and tokenizer to start from.
-      overrides: command line overrides, for the record.
-      stop: asks the loop to save and end.
-    """
-    mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
-    with jax.set_mesh(mesh):
-        return _pretrain(config, workdir, mesh, init, overrides or {}, stop)
+    config: config_lib.Config
+    model: model_config.ModelConfig
+    tokenizer: tokenizers.Tokenizer
+    mesh: Mesh
+    streams: "_Streams"
+    measure: gate.Gate | None
 
-
-def _pretrain(
-    config: config_lib.Config,
-    workdir: pathlib.Path,
-    mesh: Mesh,
-    init: pathlib.Path | None,
-    overrides: dict[str, Any],
-    stop: cli.StopSignal | None,
-) -> dict[str, Any]:
-    settings = config.pretrain
-    loaded = loading.load_run(init) if init else loading.start(config)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    streams = _Streams(config, tokenizer)
-    measure = gate.Gate(config, model, tokenizer) if settings.gate.labels else None
-    optimizer = optimizers.make(settings.optimizer)
-    # Documents that are all too short are found before anything is written.
-    beginning = streams.get_state()
-    streams.next(step=0)
-    streams.set_state(beginning)
-    runs.open_run(workdir, config, model, tokenizer, overrides, "pretrain", str(init or ""))
-
-    began = time.monotonic()
-
-    # ---- state: fresh or restored ---------------------------------------------------------------
-    params = loading.place(mesh, model, loaded.params)
-    opt_state = optimizers.init_state(optimizer, params)
-    book, gated, seconds_before = ledger.Ledger(), _GateState(), 0.0
-    watch = watch_lib.Watch()
-    notes: list[str] = []
-    store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
-    step = 0
-    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
-    if restored is not None:
-        step, params, opt_state = restored.step, restored.params, restored.opt_state
-        book = ledger.Ledger(**restored.host["ledger"])
-        seconds_before = restored.host["wall_seconds"]
-        watch = watch_lib.Watch(**restored.host["watch"])
-        gated = _GateState(**restored.host["gate"])
-        notes = damaged + streams.set_state(restored.host["streams"])
-    rows, spent_per_step = settings.batch_size * settings.seq_len, step_flops(model, settings)
-    total_steps = _total_steps(settings, gated)
-    meter = goodput.Goodput(workdir, began, restored and restored.host["goodput"])
-    tracer = profiling.Tracer(config.profile, workdir)
-    log = runs.Log(workdir, "pretrain", step, total_steps, config.logging.log_every_steps)
-    metrics = log.last
-    for line in notes:
-        log.say(line)
-
-    def host_state() -> dict[str, Any]:
-        return {
-            "ledger": dataclasses.asdict(book),
-            "gate": dataclasses.asdict(gated),
-            "streams": streams.get_state(),
-            "watch": dataclasses.asdict(watch),
-            "goodput": meter.state(),
-            "wall_seconds": seconds_before + time.monotonic() - began,
-        }
-
-    def decay_start() -> int | None:
-        if measure is not None:
-            return gated.decay_start
-        return total_steps - settings.optimizer.decay_steps
-
-    def finished() -> bool:
-        start = decay_start()
-        return start is not None and step >= start + settings.optimizer.decay_steps
-
-    # ---- the loop ------------------------------------------------------------------------------
-    while not finished() and not (stop is not None and stop.received):
-        store.check()
-        tracer.begin(step + 1)
-        clock = stepmetrics.Clock()
-        batch = sharding.shard_rows(mesh, streams.next(step))
-        clock.lap("data")
-        nll, grads = update.ntp_gradients(model, params, batch)
-        factor = optimizers.factor(settings.optimizer, step, decay_start())
-        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor, nll)
-        del grads
-        watch = watch.after_update(float(nll), float(norm))
-        clock.lap("update")
-        step += 1
-        tracer.end(step)
-        before, book = book, book.add("update", rows, spent_per_step)
-        book = book.add_rows(spent_per_step)
-        book = book.add_documents(int((batch.ntp_weight_BS > 0).sum()))
-        metrics = {
-            "ntp_nats": float(nll),
-            "grad_norm": float(norm),
-            "learning_rate_factor": factor,
-            "skipped_updates": float(watch.skipped),
-            **stepmetrics.of_data(streams.of_step(step - 1).counts()),
-            "training_flops": float(book.training_flops),
-        }
-        if measure is not None and gated.is_due(settings.gate, step):
-            by_part, spent = measure.accuracy(params)
-            book = book.add("eval", 0, spent)
-            gated = gated.after(settings.gate, step, min(by_part.values()))
-            log.expect(_total_steps(settings, gated))
-            metrics["gate_accuracy"] = min(by_part.values())
-            shares = ", ".join(f"{name} {share:.3f}" for name, share in by_part.items())
-            log.say(f"gate at step {step}: shallow with-thought accuracy {shares}")
-        log.write(step, metrics, f"nll {metrics['ntp_nats']:.3f}")
-        meter.add_laps(clock.seconds())
-        saving = time.monotonic()
-        per_decade = config.logging.scaling_checkpoints_per_decade
-        if checkpoint.crosses_scaling_point(before, book, per_decade):
-            store.save_scaling(step, params)
-        if step % config.logging.checkpoint_every_steps == 0:
-            log.flush()
-            store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
-        meter.add("save", time.monotonic() - saving)
-        meter.beat(step)
-        if watch.must_stop(config.watch):
-            store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
-            store.close()
-            log.close()
-            meter.beat(step, "skipped too many updates")
-            raise watch.stopped(step)
-
-    # ---- the end -------------------------------------------------------------------------------
-    done = finished()
-    if measure is not None and done and gated.final_accuracy is None:
-        by_part, spent = measure.accuracy(params)
-        book = book.add("eval", 0, spent)
-        gated = dataclasses.replace(gated, final_accuracy=min(by_part.values()))
-    saving = time.monotonic()
-    store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
-    store.close()
-    meter.add("save", time.monotonic() - saving)
-    meter.beat(step, "finished" if done else "stopped")
-    tracer.close()
-    log.close()
-    summary = {
-        "command": "pretrain",
-        "finished": done,
-        "step": step,
-        "wall_seconds": seconds_before + time.monotonic() - began,
-        "metrics": metrics,
-        "data": streams.counts(),
-        "mixture_events": streams.events(),
-        "gate": {
-            **dataclasses.asdict(gated),
-            "passed": (gated.final_accuracy or 0.0) >= settings.gate.threshold,
-        },
-        "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
-        "watch": dataclasses.asdict(watch),
-        "goodput": meter.summary(),
-        "parameters": transformer.num_parameters(model),
-        "params_sha256": checkpoint.params_sha256(params),
-    }
-    runs.write_json(workdir / "summary.json", summary)
-    return summary
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optimizers.make(self.config.pretrain.optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +78,165 @@ class _GateState:
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class _State(session_lib.LoopState):
+    """And where the gate stands."""
+
+    gated: _GateState = _GateState()
+
+    def decay_start(self, config: config_lib.PretrainConfig) -> int | None:
+        """The step at which the rate begins to fall; None as long as a gate has not said so."""
+        if config.gate.labels:
+            return self.gated.decay_start
+        return config.steps - config.optimizer.decay_steps
+
+    def is_finished(self, config: config_lib.PretrainConfig) -> bool:
+        start = self.decay_start(config)
+        return start is not None and self.step >= start + config.optimizer.decay_steps
+
+
+def pretrain(
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    *,
+    init: pathlib.Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    stop: cli.StopSignal | None = None,
+    team: hosts.Hosts = hosts.ALONE,
+) -> dict[str, Any]:
+    """Runs (or continues) to the end or to a stop signal; returns the summary.
+
+    Args:
+      config: sections data, model, pretrain, mesh, logging.
+      workdir: run directory.
+      init: a run whose parameters and tokenizer to start from.
+      overrides: command line overrides, for the record.
+      stop: asks the loop to save and end.
+      team: the hosts.
+    """
+    mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
+    with jax.set_mesh(mesh):
+        run, params = _open(config, mesh, init, team)
+        if team.is_first:
+            given = (overrides or {}, "pretrain", str(init or ""))
+            runs.open_run(workdir, config, run.model, run.tokenizer, *given)
+        team.barrier()
+        session = session_lib.Session(workdir, config, team, stop)
+        state = _begin(run, session, params)
+        del params
+        while not state.is_finished(config.pretrain) and not session.must_stop():
+            state = _step(run, session, state)
+        return _end(run, session, state)
+
+
+def _open(
+    config: config_lib.Config, mesh: Mesh, init: pathlib.Path | None, team: hosts.Hosts
+) -> tuple[_Run, Any]:
+    """Everything but a place to write to, and the parameters to begin with.
+
+    Documents that are all too short are found here.
+    """
+    loaded = loading.load_run(init) if init else loading.start(config)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    streams = _Streams(config, tokenizer, team)
+    gated = bool(config.pretrain.gate.labels)
+    measure = gate.Gate(config, model, tokenizer, team) if gated else None
+    beginning = streams.get_state()
+    streams.next(step=0)
+    streams.set_state(beginning)
+    return _Run(config, model, tokenizer, mesh, streams, measure), loaded.params
+
+
+def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:
+    """The state, fresh or restored; and the log."""
+    params = loading.place(run.mesh, run.model, params)
+    opt_state = optimizers.init_state(run.optimizer, params)
+    state = _State(0, params, opt_state)
+    like = checkpoint.TrainState(0, params, opt_state, {})
+    restored, notes = session.store.restore(like)
+    saved = None if restored is None else restored.host
+    if restored is not None and saved is not None:
+        state = _State(
+            restored.step,
+            restored.params,
+            restored.opt_state,
+            ledger.Ledger(**saved["ledger"]),
+            watch_lib.Watch(**saved["watch"]),
+            _GateState(**saved["gate"]),
+        )
+        notes += run.streams.set_state(saved["streams"])
+    total = _total_steps(run.config.pretrain, state.gated)
+    session.start("pretrain", state.step, total, saved, notes)
+    return state
+
+
+def _saved(run: _Run, session: session_lib.Session, state: _State) -> checkpoint.TrainState:
+    own = {"gate": dataclasses.asdict(state.gated), "streams": run.streams.get_state()}
+    return session.checkpoint(state, own)
+
+
+def _step(run: _Run, session: session_lib.Session, state: _State) -> _State:
+    """One iteration."""
+    settings = run.config.pretrain
+    clock = session.begin_step(state.step + 1)
+    inputs, documents = run.streams.next(state.step)
+    inputs = sharding.shard_rows(run.mesh, inputs)
+    clock.lap("data")
+    nll, grads = update.ntp_gradients(run.model, state.params, inputs)
+    factor = optimizers.factor(settings.optimizer, state.step, state.decay_start(settings))
+    params, opt_state, norm = update.apply(
+        run.optimizer, state.params, state.opt_state, grads, factor, nll
+    )
+    del grads
+    watch = state.watch.after_update(float(nll), float(norm))
+    clock.lap("update")
+    step, before, spent = state.step + 1, state.book, step_flops(run.model, settings)
+    book = before.add("update", settings.batch_size * settings.seq_len, spent)
+    book = book.add_rows(spent).add_documents(documents)
+    metrics = {
+        "ntp_nats": float(nll),
+        "grad_norm": float(norm),
+        "learning_rate_factor": factor,
+        "skipped_updates": float(watch.skipped),
+        **stepmetrics.of_data(run.streams.counts_of(state.step)),
+        "training_flops": float(book.training_flops),
+    }
+    gated = state.gated
+    if run.measure is not None and gated.is_due(settings.gate, step):
+        by_part, spent = run.measure.accuracy(params)
+        book = book.add("eval", 0, spent)
+        gated = gated.after(settings.gate, step, min(by_part.values()))
+        session.log.expect(_total_steps(settings, gated))
+        metrics["gate_accuracy"] = min(by_part.values())
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in by_part.items())
+        session.log.say(f"gate at step {step}: shallow with-thought accuracy {shares}")
+    session.end_step(step, metrics, f"nll {metrics['ntp_nats']:.3f}", clock)
+    state = _State(step, params, opt_state, book, watch, gated)
+    session.keep(before, state, lambda: _saved(run, session, state))
+    return state
+
+
+def _end(run: _Run, session: session_lib.Session, state: _State) -> dict[str, Any]:
+    """The accuracy after the decay, the last checkpoint and summary.json."""
+    settings = run.config.pretrain
+    finished = state.is_finished(settings)
+    if run.measure is not None and finished and state.gated.final_accuracy is None:
+        by_part, spent = run.measure.accuracy(state.params)
+        gated = dataclasses.replace(state.gated, final_accuracy=min(by_part.values()))
+        state = dataclasses.replace(state, book=state.book.add("eval", 0, spent), gated=gated)
+    own = {
+        "command": "pretrain",
+        "data": run.streams.counts(),
+        "mixture_events": run.streams.events(),
+        "gate": {
+            **dataclasses.asdict(state.gated),
+            "passed": (state.gated.final_accuracy or 0.0) >= settings.gate.threshold,
+        },
+        "parameters": transformer.num_parameters(run.model),
+    }
+    return session.finish(state, lambda: _saved(run, session, state), finished, own)
+
+
 def step_flops(model: model_config.ModelConfig, settings: config_lib.PretrainConfig) -> int:
     """Training FLOPs of one step."""
     return ledger.trunk_flops(model, settings.batch_size, settings.seq_len, passes=3)
@@ -249,43 +251,59 @@ def _total_steps(settings: config_lib.PretrainConfig, gated: _GateState) -> int:
 
 
 class _Streams:
-    """The opening mixture for the first steps, then the main one."""
+    """The opening mixture for the first steps, then the main one; this host's rows of both."""
 
-    def __init__(self, config: config_lib.Config, tokenizer: tokenizers.Tokenizer):
+    def __init__(
+        self, config: config_lib.Config, tokenizer: tokenizers.Tokenizer, team: hosts.Hosts
+    ):
         settings = config.pretrain
+        shards = loading.own_shards(config.data, settings.batch_size, team.count)
 
-        def open_stream(mixture: config_lib.Mixture):
-            return pipeline.packed_batches(
+        def open_stream(mixture: config_lib.Mixture) -> joined.Joined[pipeline.PackedBatch]:
+            first = pipeline.packed_batches(
                 loading.open_mixture(mixture),
                 tokenizer,
-                batch_size=settings.batch_size,
+                batch_size=settings.batch_size // config.data.shards,
                 seq_len=settings.seq_len,
                 seed=config.seed,
+                shard_index=shards[0],
+                shard_count=config.data.shards,
                 add_bos=config.data.add_bos and tokenizer.bos_id is not None,
                 add_eos=tokenizer.eos_id is not None,
             )
+            return joined.Joined(first, shards, config.data.shards)
 
-        self._opening_steps = settings.opening_steps
+        self._team, self._opening_steps = team, settings.opening_steps
         self._main = open_stream(settings.mixture)
         self._opening = open_stream(settings.opening_mixture) if self._opening_steps else None
 
-    def of_step(self, step: int) -> pipeline.Stream[pipeline.PackedBatch]:
+    def _of_step(self, step: int) -> joined.Joined[pipeline.PackedBatch]:
         if self._opening is not None and step < self._opening_steps:
             return self._opening
         return self._main
 
-    def next(self, step: int) -> update.TrunkInputs:
-        batch = next(self.of_step(step))
+    def next(self, step: int) -> tuple[update.TrunkInputs, int]:
+        """This host's rows, and the number of tokens to be predicted in those of all."""
+        batch = next(self._of_step(step))
         counted_BS = np.zeros(batch.tokens_BS.shape, bool)
         # loss_mask says that position s predicts s + 1; weights belong to the target.
         counted_BS[:, 1:] = batch.loss_mask_BS[:, :-1]
-        weight_BS = (counted_BS / max(int(counted_BS.sum()), 1)).astype(np.float32)
-        return update.TrunkInputs(batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS)
+        tokens = self._team.total({"tokens": int(counted_BS.sum())})["tokens"]
+        weight_BS = (counted_BS / max(tokens, 1)).astype(np.float32)
+        rows = (batch.tokens_BS, batch.segments_BS, batch.positions_BS, weight_BS)
+        return update.TrunkInputs(*rows), tokens
+
+    def _merged(self, stream: joined.Joined[pipeline.PackedBatch]) -> dict[str, float]:
+        return stream.merged(itertools.chain.from_iterable(self._team.gather(stream.counts())))
+
+    def counts_of(self, step: int) -> dict[str, float]:
+        """Of the stream of a step, over all hosts."""
+        return self._merged(self._of_step(step))
 
     def counts(self) -> dict[str, Any]:
         """Of the main stream and the opening one: dropped documents, epochs and so on."""
-        opening = None if self._opening is None else self._opening.counts()
-        return {"main": self._main.counts(), "opening": opening}
+        opening = None if self._opening is None else self._merged(self._opening)
+        return {"main": self._merged(self._main), "opening": opening}
 
     def events(self) -> dict[str, Any]:
         """Of the main stream and the opening one: their mixtures' weights over time."""
@@ -293,8 +311,14 @@ class _Streams:
         return {"main": self._main.events, "opening": opening}
 
     def get_state(self) -> dict[str, Any]:
-        opening = None if self._opening is None else self._opening.get_state()
-        return {"main": self._main.get_state(), "opening": opening}
+        """Of all hosts' shards, in their order."""
+
+        def states(stream: joined.Joined[pipeline.PackedBatch]) -> list[dict[str, Any]]:
+            gathered = self._team.gather(stream.get_states())
+            return list(itertools.chain.from_iterable(gathered))
+
+        opening = None if self._opening is None else states(self._opening)
+        return {"main": states(self._main), "opening": opening}
 
     def set_state(self, state: dict[str, Any]) -> list[str]:
         """Goes on from there; returns lines for the log."""
@@ -308,15 +332,18 @@ def main(argv: list[str]) -> None:
     del argv
     config = config_lib.from_config_dict(_CONFIG.value)
     init = pathlib.Path(_INIT.value) if _INIT.value else None
-    summary = pretrain(
-        config,
-        files.folder(_WORKDIR.value),
-        init=init,
-        overrides=cli.overrides(),
-        stop=cli.StopSignal(),
-    )
-    state = "finished" if summary["finished"] else "stopped; the same command goes on"
-    print(f"{state} at step {summary['step']}; summary in {_WORKDIR.value}/summary.json")
+    with hosts.joined(_HOSTS.value) as team:
+        summary = pretrain(
+            config,
+            files.folder(_WORKDIR.value),
+            init=init,
+            overrides=cli.overrides(),
+            stop=cli.StopSignal(),
+            team=team,
+        )
+        state = "finished" if summary["finished"] else "stopped; the same command goes on"
+        if team.is_first:
+            print(f"{state} at step {summary['step']}; summary in {_WORKDIR.value}/summary.json")
 
 
 if __name__ == "__main__":
@@ -325,5 +352,6 @@ if __name__ == "__main__":
         "workdir", None, "Run directory, made if missing.", required=True
     )
     _INIT = flags.DEFINE_string("init", "", "Run directory to start from (continued training).")
+    _HOSTS = cli.define_hosts()
     flags.mark_flag_as_required("config")
     cli.run(main)

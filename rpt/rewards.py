@@ -267,10 +267,10 @@ def diagnose(prediction: formats.Prediction, target: Target) -> str:
     return "wrong"
 
 
-def diagnosis_shares(batch: RewardBatch) -> dict[str, float]:
-    """Share of each category among the predictions at real cuts; all 0 where there is none."""
+def diagnosis_counts(batch: RewardBatch) -> dict[str, int]:
+    """How many predictions at real cuts are of each category; 'read' is their number."""
     found = [diagnose(p, t) for p, t in batch.pairs() if t is not None]
-    return {category: found.count(category) / max(len(found), 1) for category in CATEGORIES}
+    return {"read": len(found), **{name: found.count(name) for name in CATEGORIES}}
 
 
 def diagnosis_line(shares: Mapping[str, float], answer_format: formats.AnswerFormat) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from data import tokenizers
 from kernels.branch_attention import api as branch_attention
 from kernels.sample import noise
-from rpt import formats, ops
+from rpt import formats, ops, sharding
 from rpt.model import config as config_lib
 from rpt.model import decoding, transformer
 
@@ -163,15 +163,21 @@ def total_positions(config: RolloutConfig, tables: Tables) -> int:
 def branch_keys(
     seed: int, step: int, round_: int, document_ids_B: np.ndarray, cut_BR: np.ndarray, group: int
 ) -> jax.Array:
-    """Noise keys [B, R, 2] of (run seed, step, round, document, cut, sample index)."""
+    """Noise keys [B, R, 2] of (run seed, step, round, document, cut, sample index).
+
+    Each of several processes gives its own rows; the keys are those of all.
+    """
     B, R = cut_BR.shape
-    ids = np.broadcast_to(np.asarray(document_ids_B, np.uint64)[:, None], (B, R)).reshape(-1)
-    sample = np.broadcast_to(np.arange(R) % group, (B, R)).reshape(-1)
+    ids = np.broadcast_to(np.asarray(document_ids_B, np.uint64)[:, None], (B, R))
+    sample = np.broadcast_to(np.arange(R) % group, (B, R))
+    words = (ids >> np.uint64(32), ids & np.uint64(0xFFFFFFFF), cut_BR, sample)
+    words_BR = sharding.put_rows([word.astype(np.uint32) for word in words])
+    B = len(words_BR[0])
     keys = noise.root_keys(seed, B * R)
     for word in (step, round_):
         keys = noise.fold(keys, jnp.full(B * R, word, jnp.uint32))
-    for words in (ids >> np.uint64(32), ids & np.uint64(0xFFFFFFFF), cut_BR.reshape(-1), sample):
-        keys = noise.fold(keys, jnp.asarray(words.astype(np.uint32)))
+    for word_BR in words_BR:
+        keys = noise.fold(keys, word_BR.reshape(-1))
     return keys.reshape(B, R, 2)
 
 
@@ -193,6 +199,9 @@ def rollout(
 ) -> Rollout:
     """Samples `group_size` thoughts and answers at every valid cut.
 
+    Each of several processes gives and gets its own rows of the arrays of numpy; `kv_LBSKH` is of
+    all.
+
     Args:
       model: static model shape.
       config: static sampling settings.
@@ -208,14 +217,14 @@ def rollout(
     G = config.group_size
     hi_BR = np.repeat(cut_BC, G, axis=1).astype(np.int32)
     live_BR = np.repeat(valid_BC, G, axis=1)
-    target_BR = None if target_BC is None else jnp.asarray(np.repeat(target_BC, G, axis=1))
+    target_BR = None if target_BC is None else np.repeat(target_BC, G, axis=1)
     keys = branch_keys(seed, step, round_, document_ids_B, hi_BR, G)
     T = total_positions(config, tables)
     tail = int(tables.tail_ids.shape[0])
     sizes = _ladder(config.chunk_tokens + tail, T)
-    branches, cache = start(
-        model, tables, jnp.asarray(hi_BR), jnp.asarray(live_BR), keys, target_BR, T, sizes[0]
-    )
+    of_rows = sharding.put_rows((hi_BR, live_BR))
+    target_BR = None if target_BR is None else sharding.put_rows(target_BR)
+    branches, cache = start(model, tables, *of_rows, keys, target_BR, T, sizes[0])
     finished = branches
     copy = decoding.sampling_copy(model, params)
     trunk = decoding.prepare_trunk(model, kv_LBSKH)
@@ -239,9 +248,9 @@ def rollout(
         keep = _bucket(live, hi_BR.shape[1], branch_multiple)
         if keep < branches.slot_BR.shape[1]:
             finished, branches, cache = _compact(finished, branches, cache, keep)
-    out = jax.device_get(_scatter(finished, branches))
+    out = _scatter(finished, branches)
     return Rollout(
-        **{name: getattr(out, name) for name in Rollout._fields[:9]},
+        **sharding.own_rows({name: getattr(out, name) for name in Rollout._fields[:9]}),
         tail_length=tail,
         decode_steps=tuple(decode_steps),
     )

@@ -168,7 +168,10 @@ def _append_start(path, overrides, changes, tokenizer) -> None:
 
 
 def commit() -> str:
-    """The checkout's commit, '+' if the tree differs from it; 'unknown' outside git."""
+    """The checkout's commit, '+' if the tree differs from it.
+
+    Outside git what RPT_COMMIT says (tpu_scripts/launch.sh sets it), else 'unknown'.
+    """
     root = pathlib.Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -180,7 +183,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("RPT_COMMIT") or "unknown"
 
 
 class Log:
@@ -273,6 +276,31 @@ class Log:
             self._samples.close()
         if self._board is not None:
             self._board.close()
+
+
+class NoLog(Log):
+    """Of the hosts that leave the log to the first."""
+
+    def __init__(self, workdir: pathlib.Path, name: str, start: int, total: int, every: int):
+        self.last = {}
+
+    def write(self, step: int, metrics: dict[str, float], note: str) -> None:
+        pass
+
+    def sample(self, samples: list[dict[str, Any]]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def expect(self, total: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _can_write_events() -> bool:

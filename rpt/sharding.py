@@ -1,15 +1,20 @@
 """The mesh, and one table from logical axes to mesh axes."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
+# Of a parameter that is brought to every host at once.
+_BLOCK_BYTES = 1 << 28
 
 # Training layout: parameters over fsdp along their width, heads and vocabulary over tensor.
 RULES = {
@@ -40,13 +45,22 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
         divide over them.
     """
     shape = mesh_shape(config, jax.device_count())
+    if jax.local_device_count() % shape[2]:
+        raise ValueError(
+            f"config.mesh.tensor={shape[2]} does not divide the {jax.local_device_count()} devices "
+            "of a host: the rows of a batch are a host's own"
+        )
     rows = shape[0] * shape[1]
     if batch_size % rows:
         raise ValueError(
             f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
             f"make it a multiple of {rows} or change config.mesh"
         )
-    return arranged(jax.devices(), shape)
+    if jax.process_count() == 1:
+        return arranged(jax.devices(), shape)
+    # Host by host, whatever the torus: each then holds neighbouring rows (`own_block`).
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
 
 
 def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
@@ -126,5 +140,69 @@ def _size(mesh: Mesh | AbstractMesh, logical_axis: str) -> int:
 
 
 def shard_rows(mesh: Mesh, tree: Any) -> Any:
-    """Puts arrays whose first axis is B onto the mesh, split over replica and fsdp."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    """Puts arrays whose first axis is B onto the mesh, split over replica and fsdp.
+
+    Each of several processes gives its own rows (`own_block`) and gets the whole batch.
+    """
+    by_row = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, by_row)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_row, x), tree)
+
+
+def put_rows(tree: Any) -> Any:
+    """As `shard_rows`, onto the mesh in force; one process leaves the layout to the programs."""
+    if jax.process_count() == 1:
+        return jax.tree.map(jnp.asarray, tree)
+    return shard_rows(jax.sharding.get_mesh(), tree)
+
+
+def own_rows(tree: Any) -> Any:
+    """Arrays on the devices whose first axis is B, as numpy: this process's rows of them."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    by_row = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(BATCH_AXES))
+
+    def one(x: jax.Array) -> np.ndarray:
+        # Devices of one tensor group hold the same rows.
+        blocks = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(blocks[start]) for start in sorted(blocks)])
+
+    return jax.tree.map(one, jax.device_put(tree, by_row))
+
+
+def own_block(count: int) -> range:
+    """Which of `count` things that are dealt to the processes in equal runs are this one's."""
+    each = count // jax.process_count()
+    return range(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole, as the shardings say."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def whole_blocks(x: Any) -> Iterator[np.ndarray]:
+    """An array of any layout as numpy, in blocks along its first axis, one after another."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.ndim == 0:
+        yield np.asarray(x)
+        return
+    replicated = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    rows = max(1, _BLOCK_BYTES // max(x.nbytes // len(x), 1))
+    for start in range(0, len(x), rows):
+        stop = min(start + rows, len(x))
+        yield np.asarray(_block(x, start, stop, replicated))
+
+
+@functools.partial(jax.jit, static_argnames=("start", "stop", "layout"))
+def _block(x, start, stop, layout):
+    return jax.lax.with_sharding_constraint(x[start:stop], layout)

@@ -1,5 +1,6 @@
 """What a training step logs; docs/metrics.md explains every name."""
 
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data import pipeline
-from rpt import advantages, experience, rewards, scoring
+from rpt import advantages, experience, rewards, scoring, sharding
 
 
 class Clock:
@@ -40,61 +41,109 @@ def of_experience(
     scores: scoring.TrunkScores,
     lived: experience.Experience,
 ) -> dict[str, float]:
-    """Rewards, answers, thoughts, and the no-think accuracy at the very same cuts."""
-    valid_BC, result = lived.valid_BC, lived.result
-    G = task.config.rollout.group_size
-    valid_BR = np.repeat(valid_BC, G, axis=1)
-    branches = max(int(valid_BR.sum()), 1)
-    shares = rewards.diagnosis_shares(_reward_batch(lived))
+    """Rewards, answers, thoughts, and the no-think accuracy at the very same cuts, of all hosts."""
+    sums = task.hosts.total(
+        _sums_of_groups(lived) | _sums_of_branches(batch, lived) | _no_think(task, scores, lived)
+    )
+
+    def mean(name: str, of: str) -> float:
+        return sums[name] / max(sums[of], 1)
+
+    return {
+        "reward": mean("reward", "branches"),
+        "accuracy": mean("right", "branches"),
+        "no_think_accuracy": mean("no_think_right", "targets"),
+        "groups_mixed": mean("mixed", "groups"),
+        "groups_all_right": mean("all_right", "groups"),
+        "groups_all_wrong": mean("all_wrong", "groups"),
+        "groups_trained": float(sums["trained"]),
+        "rounds": float(lived.rounds),
+        "cuts": float(sums["groups"]),
+        "cut_entropy_nats": mean("entropy_nats", "groups"),
+        "answer_rate": mean("answers", "branches"),
+        "over_budget_rate": mean("over_budget", "branches"),
+        "thought_tokens": mean("thought_tokens", "branches"),
+        "branch_tokens": mean("branch_tokens", "branches"),
+        "gold_in_thought_rate": mean("gold_in_thought", "branches"),
+        **{f"answers_{x}": mean(f"answers_{x}", "answers_read") for x in rewards.CATEGORIES},
+    }
+
+
+def _sums_of_groups(lived: experience.Experience) -> dict[str, float]:
+    """Rewards and the kinds of groups, of the rows of this host."""
+    valid_BC = lived.valid_BC
+    groups = int(valid_BC.sum())
     fractions = advantages.group_fractions(lived.right_BCG, valid_BC)
+    return {
+        "groups": groups,
+        "reward": float(lived.reward_BCG[valid_BC].sum()),
+        "right": float(lived.right_BCG[valid_BC].sum()),
+        "mixed": round(fractions.mixed * groups),
+        "all_right": round(fractions.all_right * groups),
+        "all_wrong": round(fractions.all_wrong * groups),
+        "trained": int(lived.trained_BC.sum()),
+    }
+
+
+def _sums_of_branches(batch: pipeline.TrunkBatch, lived: experience.Experience) -> dict[str, float]:
+    """Answers and thoughts, of the rows of this host."""
+    valid_BC, result = lived.valid_BC, lived.result
+    G = lived.reward_BCG.shape[2]
+    valid_BR = np.repeat(valid_BC, G, axis=1)
     tail, T = result.tail_length, result.tokens_BRT.shape[2]
     thought_end_BR = np.where(result.answer_start_BR < 0, result.length_BR, result.answer_start_BR)
     thought_BRT = result.sampled_BRT & (np.arange(T) < thought_end_BR[..., None])
     target_BC = np.take_along_axis(batch.tokens_BS, lived.cut_BC, axis=1)
     target_BR = np.repeat(target_BC, G, axis=1)
     gold_BR = ((result.tokens_BRT == target_BR[..., None]) & thought_BRT).any(axis=-1)
-    best_BC = np.take_along_axis(np.asarray(scores.best_BS), lived.cut_BC, axis=1)
-    # The direct prediction passes the same reward as the thought's.
-    no_think_BC = [
+    read = rewards.RewardBatch(lived.predictions, lived.targets, lived.reward_BCG.shape)
+    return {
+        "branches": int(valid_BR.sum()),
+        "answers": sum(p.answer is not None for p in lived.predictions),
+        "over_budget": int(result.over_budget_BR[valid_BR].sum()),
+        "thought_tokens": int(thought_BRT[valid_BR].sum()),
+        "branch_tokens": int((result.length_BR[valid_BR] - tail).sum()),
+        "gold_in_thought": int(gold_BR[valid_BR].sum()),
+        **{f"answers_{name}": count for name, count in rewards.diagnosis_counts(read).items()},
+    }
+
+
+def _no_think(
+    task: experience.Task, scores: scoring.TrunkScores, lived: experience.Experience
+) -> dict[str, float]:
+    """What the trunk says at the cuts; its prediction passes the same reward as a thought's."""
+    best_BS, entropy_BS = sharding.own_rows((scores.best_BS, scores.entropy_BS))
+    best_BC = np.take_along_axis(best_BS, lived.cut_BC, axis=1)
+    entropy_BC = np.take_along_axis(entropy_BS, lived.cut_BC, axis=1)
+    right = [
         rewards.prefix_match(b"" if best in task.stop_ids else task.token_bytes[best], target)
         for best, target in zip(best_BC.ravel().tolist(), lived.targets, strict=True)
         if target is not None
     ]
-    entropy_BC = np.take_along_axis(np.asarray(scores.entropy_BS), lived.cut_BC, axis=1)
     return {
-        "reward": float(lived.reward_BCG[valid_BC].mean()) if valid_BC.any() else 0.0,
-        "accuracy": float(lived.right_BCG[valid_BC].mean()) if valid_BC.any() else 0.0,
-        "no_think_accuracy": float(np.mean(no_think_BC)) if no_think_BC else 0.0,
-        "groups_mixed": fractions.mixed,
-        "groups_all_right": fractions.all_right,
-        "groups_all_wrong": fractions.all_wrong,
-        "groups_trained": float(lived.trained_BC.sum()),
-        "rounds": float(lived.rounds),
-        "cuts": float(valid_BC.sum()),
-        "cut_entropy_nats": float(entropy_BC[valid_BC].mean()) if valid_BC.any() else 0.0,
-        "answer_rate": sum(p.answer is not None for p in lived.predictions) / branches,
-        "over_budget_rate": float(result.over_budget_BR[valid_BR].sum() / branches),
-        "thought_tokens": float(thought_BRT[valid_BR].sum() / branches),
-        "branch_tokens": float((result.length_BR[valid_BR] - tail).sum() / branches),
-        "gold_in_thought_rate": float(gold_BR[valid_BR].sum() / branches),
-        **{f"answers_{name}": share for name, share in shares.items()},
+        "targets": len(right),
+        "no_think_right": float(np.sum(right)),
+        "entropy_nats": float(entropy_BC[lived.valid_BC].sum()),
     }
 
 
 def of_update(
-    lived: experience.Experience, terms: dict[str, Any], weight: float
+    task: experience.Task, lived: experience.Experience, terms: dict[str, Any], weight: float
 ) -> dict[str, float]:
     """The loss's terms; means over trained tokens, weighted as the loss is.
 
     Args:
+      task: for the other hosts.
       lived: the step's experience.
       terms: of `update.gradients`, sums over weighted tokens.
-      weight: the sum of these weights: 1, or less where untrained branches count as well.
+      weight: the sum of this host's weights: over all 1, or less where untrained branches count.
     """
-    weight = weight or 1.0
     G = lived.reward_BCG.shape[2]
     trained_BR = np.repeat(lived.trained_BC, G, axis=1)
-    tokens = max(int(lived.result.sampled_BRT[trained_BR].sum()), 1)
+    sums = task.hosts.total(
+        {"tokens": int(lived.result.sampled_BRT[trained_BR].sum()), "weight": weight}
+    )
+    tokens, weight = max(sums["tokens"], 1), sums["weight"] or 1.0
     return {
         "policy_loss": float(terms["loss"]),
         "ntp_nats": float(terms["ntp"]),
@@ -103,13 +152,13 @@ def of_update(
         "policy_entropy_nats": float(terms["entropy"]) / weight,
         "mismatch_mean_nats": float(terms["mismatch_sum"]) / tokens,
         "mismatch_max_nats": float(terms["mismatch_max"]),
-        "trained_tokens": float(tokens if lived.trained_BC.any() else 0),
+        "trained_tokens": float(sums["tokens"]),
     }
 
 
-def diagnosis(task: experience.Task, lived: experience.Experience, steps: int) -> str:
-    """Why there was no reward."""
-    shares = rewards.diagnosis_shares(_reward_batch(lived))
+def diagnosis(task: experience.Task, metrics: Mapping[str, float], steps: int) -> str:
+    """Why there was no reward, by the metrics of `of_experience`."""
+    shares = {name: metrics[f"answers_{name}"] for name in rewards.CATEGORIES}
     line = rewards.diagnosis_line(shares, task.config.rollout.answer_format)
     return f"no reward for {steps} steps; {line}; see docs/troubleshooting.md"
 
@@ -121,14 +170,16 @@ def samples(
     step: int,
     documents: int = 4,
 ) -> list[dict[str, Any]]:
-    """The first documents with their cuts, thoughts and rewards, for people."""
+    """The first documents of the batch with their cuts, thoughts and rewards, for people."""
     G = task.config.rollout.group_size
 
     def decode(ids: np.ndarray) -> str:
         return task.tokenizer.decode(ids[ids < task.tokenizer.vocab_size])
 
     found = []
-    for b in range(min(documents, len(batch.lengths_B))):
+    # Of the rows that come first on this host those that come first in the batch.
+    before = task.hosts.index * len(batch.lengths_B)
+    for b in range(min(max(documents - before, 0), len(batch.lengths_B))):
         cuts = []
         for c in np.flatnonzero(lived.valid_BC[b]):
             thoughts = []
@@ -159,12 +210,8 @@ def samples(
                 "cuts": cuts,
             }
         )
-    return found
+    return list(itertools.chain.from_iterable(task.hosts.gather(found)))
 
 
 def _text(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode(errors="backslashreplace")
-
-
-def _reward_batch(lived: experience.Experience) -> rewards.RewardBatch:
-    return rewards.RewardBatch(lived.predictions, lived.targets, lived.reward_BCG.shape)

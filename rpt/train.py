@@ -12,16 +12,18 @@ One iteration, top to bottom:
 """
 
 import dataclasses
+import functools
+import itertools
 import pathlib
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from absl import flags
 from jax.sharding import Mesh
 
-from data import pipeline
+from data import joined, pipeline
 from rpt import (
     checkpoint,
     cli,
@@ -29,12 +31,11 @@ from rpt import (
     files,
     filtering,
     formats,
-    goodput,
+    hosts,
     ledger,
     loading,
     objectives,
     optimizers,
-    profiling,
     runs,
     scoring,
     sharding,
@@ -43,8 +44,36 @@ from rpt import (
     warmup,
 )
 from rpt import config as config_lib
+from rpt import session as session_lib
 from rpt import watch as watch_lib
 from rpt.model import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same over a run, but for the stream's position."""
+
+    task: experience.Task
+    mesh: Mesh
+    stream: joined.Joined[pipeline.TrunkBatch]
+    chosen: filtering.Filter
+    header: np.ndarray
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optimizers.make(self.task.config.train.optimizer)
+
+    def counts(self) -> dict[str, float]:
+        """What the data pipeline counted, over all hosts."""
+        gathered = self.task.hosts.gather(self.stream.counts())
+        return self.stream.merged(itertools.chain.from_iterable(gathered))
+
+
+@dataclasses.dataclass(frozen=True)
+class _State(session_lib.LoopState):
+    """And for how many steps there was no reward."""
+
+    rewardless: int = 0
 
 
 def train(
@@ -53,285 +82,283 @@ def train(
     *,
     overrides: dict[str, Any] | None = None,
     stop: cli.StopSignal | None = None,
+    team: hosts.Hosts = hosts.ALONE,
 ) -> dict[str, Any]:
     """Runs (or continues) to the last step or to a stop signal; returns the summary."""
     mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh):
-        return _train(config, workdir, mesh, overrides or {}, stop)
+        run, params = _open(config, mesh, team)
+        if team.is_first:
+            of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
+            runs.open_run(workdir, config, *of_run)
+        team.barrier()
+        session = session_lib.Session(workdir, config, team, stop)
+        state = _begin(run, session, params)
+        del params
+        reference = _reference(run, session, state, workdir)
+        if state.step == 0:
+            session.store.save(_saved(run, session, state))
+        while state.step < config.train.steps and not session.must_stop():
+            state = _step(run, session, state, reference)
+        return _end(run, session, state)
 
 
-def _train(
-    config: config_lib.Config,
-    workdir: pathlib.Path,
-    mesh: Mesh,
-    overrides: dict[str, Any],
-    stop: cli.StopSignal | None,
-) -> dict[str, Any]:
+def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Run, Any]:
+    """Everything but a place to write to, and the parameters to begin with.
+
+    What cannot work is found here: documents that are all too short, a template or a budget that
+    allows no branch.
+    """
     settings = config.train
     init = pathlib.Path(settings.init) if settings.init else None
     loaded = loading.load_run(init) if init else loading.start(config)
-    model, tokenizer = loaded.model, loaded.tokenizer
     template = formats.load_template(config.data.template)
-    task = experience.Task(model, config, tokenizer, template)
-    header = loading.header_ids(tokenizer, template.header, config.data.add_bos)
-    stream = pipeline.trunk_batches(
+    task = experience.Task(loaded.model, config, loaded.tokenizer, template, team)
+    header = loading.header_ids(loaded.tokenizer, template.header, config.data.add_bos)
+    shards = loading.own_shards(config.data, settings.batch_size, team.count)
+    first = pipeline.trunk_batches(
         loading.open_mixture(settings.mixture),
-        tokenizer,
-        batch_size=settings.batch_size,
+        loaded.tokenizer,
+        batch_size=settings.batch_size // config.data.shards,
         seq_len=settings.seq_len,
         header_ids=header,
         min_context=config.positions.min_context,
         seed=config.seed,
+        shard_index=shards[0],
+        shard_count=config.data.shards,
     )
-    chosen = filtering.open_filter(config.positions, tokenizer)
-    optimizer = optimizers.make(settings.optimizer)
-    # What cannot work is found before anything is written: documents that are all too short, a
-    # template or a budget that allows no branch.
-    beginning = stream.get_state()
-    filtering.check(chosen, next(stream))
-    stream.set_state(beginning)
+    chosen = filtering.open_filter(config.positions, loaded.tokenizer, mesh)
+    stream = joined.Joined(first, shards, config.data.shards)
+    beginning = first.get_state()
+    filtering.check(chosen, next(first))
+    first.set_state(beginning)
     _ = task.tables
     if settings.warmup_steps:
         warmup.make_form(task)
-    runs.open_run(workdir, config, model, tokenizer, overrides, "train")
+    return _Run(task, mesh, stream, chosen, header), loaded.params
 
-    began = time.monotonic()
 
-    # ---- state: fresh (after the warm-up, if there is one) or restored -------------------------
-    params = loading.place(mesh, model, loaded.params)
-    opt_state = optimizers.init_state(optimizer, params)
-    book = filtering.account(chosen, ledger.Ledger())
-    rewardless, seconds_before = 0, 0.0
-    watch = watch_lib.Watch()
-    notes: list[str] = []
-    store = checkpoint.Checkpoints(workdir, config.logging.keep_last)
-    step = 0
-    restored, damaged = store.restore(checkpoint.TrainState(0, params, opt_state, {}))
-    if restored is not None:
-        step, params, opt_state = restored.step, restored.params, restored.opt_state
-        book = ledger.Ledger(**restored.host["ledger"])
-        rewardless = restored.host["rewardless_steps"]
-        seconds_before = restored.host["wall_seconds"]
-        watch = watch_lib.Watch(**restored.host["watch"])
-        notes = damaged + loading.restore_stream(stream, restored.host["stream"])
+def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:
+    """The state: fresh (after the warm-up, if there is one) or restored; and the log."""
+    settings = run.task.config.train
+    params = loading.place(run.mesh, run.task.model, params)
+    state = _State(
+        step=0,
+        params=params,
+        opt_state=optimizers.init_state(run.optimizer, params),
+        book=filtering.account(run.chosen, ledger.Ledger()),
+    )
+    like = checkpoint.TrainState(0, params, state.opt_state, {})
+    restored, notes = session.store.restore(like)
+    saved = None if restored is None else restored.host
+    if restored is not None and saved is not None:
+        state = _State(
+            restored.step,
+            restored.params,
+            restored.opt_state,
+            ledger.Ledger(**saved["ledger"]),
+            watch_lib.Watch(**saved["watch"]),
+            saved["rewardless_steps"],
+        )
+        notes += loading.restore_stream(run.stream, saved["stream"])
     elif settings.warmup_steps:
-        params, book = warmup.warm_up(task, mesh, params, stream, book, stop)
-    meter = goodput.Goodput(workdir, began, restored and restored.host["goodput"])
-    tracer = profiling.Tracer(config.profile, workdir)
-    log = runs.Log(workdir, "rpt", step, settings.steps, config.logging.log_every_steps)
-    metrics = log.last
-    if (note := filtering.context_note(chosen, header, config)) is not None:
+        params, book = warmup.warm_up(
+            run.task, run.mesh, params, run.stream, state.book, session.stop
+        )
+        state = dataclasses.replace(state, params=params, book=book)
+    if (note := filtering.context_note(run.chosen, run.header, run.task.config)) is not None:
         notes.append(note)
-    for line in notes:
-        log.say(line)
+    session.start("rpt", state.step, settings.steps, saved, notes)
+    return state
 
-    def state() -> checkpoint.TrainState:
-        host = {
-            "ledger": dataclasses.asdict(book),
-            "rewardless_steps": rewardless,
-            "stream": stream.get_state(),
-            "watch": dataclasses.asdict(watch),
-            "goodput": meter.state(),
-            "wall_seconds": seconds_before + time.monotonic() - began,
-        }
-        return checkpoint.TrainState(step, params, opt_state, host)
 
-    reference = None
-    if config.objective.kl_weight:
-        # The policy as it was before the first step, the warm-up behind it; on disk before any
-        # checkpoint of this run, so that a continued run has the same.
-        if step == 0:
-            store.save_scaling(0, params)
-            store.wait()
-        reference = params if step == 0 else checkpoint.load_params(workdir, params, step=0)
-    if step == 0:
-        store.save(state())
+def _saved(run: _Run, session: session_lib.Session, state: _State) -> checkpoint.TrainState:
+    """With the states of all hosts' shards, in their order."""
+    shards = itertools.chain.from_iterable(session.team.gather(run.stream.get_states()))
+    own = {"rewardless_steps": state.rewardless, "stream": list(shards)}
+    return session.checkpoint(state, own)
 
-    # ---- the loop ------------------------------------------------------------------------------
-    while step < settings.steps and not (stop is not None and stop.received):
-        store.check()
-        tracer.begin(step + 1)
-        clock = stepmetrics.Clock()
 
-        # batch: documents, one per trunk row
-        batch = next(stream)
-        B, S = batch.tokens_BS.shape
-        tokens, segments, places = sharding.shard_rows(
-            mesh, (batch.tokens_BS, batch.segments_BS, batch.positions_BS)
-        )
-        clock.lap("data")
+def _reference(
+    run: _Run, session: session_lib.Session, state: _State, workdir: pathlib.Path
+) -> Any | None:
+    """The policy as it was before the first step, the warm-up behind it, if KL is wanted.
 
-        # trunk: keys, values and entropies, once
-        scores, kv = scoring.score_trunk(model, params, tokens, segments, places)
-        inputs = (tokens, segments, places)
-        entropy_BS, indexed = filtering.entropies(chosen, batch, scores, inputs)
-        clock.lap("trunk")
+    On disk before any checkpoint of this run, so that a continued run has the same.
+    """
+    if not run.task.config.objective.kl_weight:
+        return None
+    if state.step == 0:
+        session.store.save_scaling(0, state.params)
+        session.store.wait()
+        return state.params
+    return checkpoint.load_params(workdir, state.params, step=0)
 
-        # experience: cuts -> thoughts -> predictions -> rewards -> advantages
-        lived, extra_flops = experience.collect(task, params, batch, kv, entropy_BS, step)
-        del kv
-        clock.lap("rollout")
 
-        # update: trunk and branch micro-batches, then one optimiser step
-        trunk = update.TrunkInputs(
-            tokens,
-            segments,
-            places,
-            objectives.ntp_weights(
-                config.objective,
-                batch.segments_BS,
-                batch.header_length,
-                lived.cut_BC,
-                lived.valid_BC,
-            ),
-        )
-        batches = training_batches(task, lived)
-        weight = float(sum(micro.weight_BRT.sum() for micro in batches))
-        temperature = config.rollout.temperature or 1.0
-        if reference is not None:
-            batches = update.with_reference(model, temperature, reference, trunk, batches)
-        batches = [sharding.shard_rows(mesh, micro) for micro in batches]
-        grads, terms = update.gradients(
-            model, config.objective, temperature, params, trunk, batches
-        )
-        decay_start = settings.steps - settings.optimizer.decay_steps
-        factor = optimizers.factor(settings.optimizer, step, decay_start)
-        loss = terms["loss"] + config.objective.ntp_weight * terms["ntp"]
-        params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor, loss)
-        del grads
-        jax.block_until_ready(params)
-        clock.lap("update")
-        step += 1
-        tracer.end(step)
-        watch = watch.after_update(float(loss), float(norm))
+def _step(run: _Run, session: session_lib.Session, state: _State, reference: Any | None) -> _State:
+    """One iteration; this host's rows of the batch, and what they are worth to all."""
+    task = run.task
+    clock = session.begin_step(state.step + 1)
 
-        # log: everything that says whether thinking pays and whether the numbers can be trusted
-        before = book
-        book = _account(
-            book, task, chosen.proxy, (B, S), batch, lived, batches, reference is not None
-        )
-        book = book.add("score", 0, extra_flops)
-        metrics = {
-            **stepmetrics.of_experience(task, batch, scores, lived),
-            **stepmetrics.of_update(lived, terms, weight),
-            "grad_norm": float(norm),
-            "learning_rate_factor": factor,
-            "skipped_updates": float(watch.skipped),
-            **stepmetrics.of_data(stream.counts()),
-            **clock.seconds(),
-            "training_flops": float(book.training_flops),
-        }
-        if indexed is not None:
-            metrics["indexed_documents"] = indexed
-        note = (
-            f"reward {metrics['reward']:.3f}  no-think {metrics['no_think_accuracy']:.3f}  "
-            f"mixed {metrics['groups_mixed']:.2f}"
-        )
-        log.write(step, metrics, note)
-        watch, alarms = watch.after_step(config.watch, step, metrics)
-        for line in alarms:
-            log.say(line)
-        rewardless = 0 if metrics["accuracy"] > 0 else rewardless + 1
-        if rewardless and rewardless % 20 == 0:
-            log.say(stepmetrics.diagnosis(task, lived, rewardless))
-        if (step - 1) % config.logging.samples_every_steps == 0:
-            log.sample(stepmetrics.samples(task, batch, lived, step))
+    # batch: documents, one per trunk row
+    batch = next(run.stream)
+    inputs = sharding.shard_rows(run.mesh, (batch.tokens_BS, batch.segments_BS, batch.positions_BS))
+    clock.lap("data")
 
-        # save; the end of a run that learns nothing
-        meter.add_laps(metrics)
-        saving = time.monotonic()
-        per_decade = config.logging.scaling_checkpoints_per_decade
-        if checkpoint.crosses_scaling_point(before, book, per_decade):
-            store.save_scaling(step, params)
-        if step % config.logging.checkpoint_every_steps == 0:
-            log.flush()
-            store.save(state())
-        meter.add("save", time.monotonic() - saving)
-        meter.beat(step)
-        if watch.must_stop(config.watch):
-            store.save(state())
-            store.close()
-            log.close()
-            meter.beat(step, "skipped too many updates")
-            raise watch.stopped(step)
+    # trunk: keys, values and entropies, once
+    scores, kv = scoring.score_trunk(task.model, state.params, *inputs)
+    entropy_BS, indexed = filtering.entropies(run.chosen, batch, scores, inputs)
+    clock.lap("trunk")
 
-    # ---- the end -------------------------------------------------------------------------------
-    saving = time.monotonic()
-    store.save(state())
-    store.close()
-    meter.add("save", time.monotonic() - saving)
-    meter.beat(step, "finished" if step >= settings.steps else "stopped")
-    tracer.close()
-    log.close()
-    summary = {
-        "command": "train",
-        "finished": step >= settings.steps,
-        "step": step,
-        "wall_seconds": seconds_before + time.monotonic() - began,
-        "metrics": metrics,
-        "data": stream.counts(),
-        "mixture_events": stream.events,
-        "ledger": {**dataclasses.asdict(book), "training_flops": book.training_flops},
-        "watch": dataclasses.asdict(watch),
-        "goodput": meter.summary(),
-        "parameters": transformer.num_parameters(model),
-        "params_sha256": checkpoint.params_sha256(params),
+    # experience: cuts -> thoughts -> predictions -> rewards -> advantages
+    lived, extra_flops = experience.collect(task, state.params, batch, kv, entropy_BS, state.step)
+    del kv
+    clock.lap("rollout")
+
+    # update: trunk and branch micro-batches, then one optimiser step
+    learned = _learn(run, state, reference, inputs, batch, lived)
+    clock.lap("update")
+
+    # log: everything that says whether thinking pays and whether the numbers can be trusted
+    step, before = state.step + 1, state.book
+    book = _account(before, run, batch, lived, learned.shapes, reference is not None)
+    book = book.add("score", 0, extra_flops)
+    watch = state.watch.after_update(learned.loss, learned.norm)
+    metrics = {
+        **stepmetrics.of_experience(task, batch, scores, lived),
+        **stepmetrics.of_update(task, lived, learned.terms, learned.weight),
+        "grad_norm": learned.norm,
+        "learning_rate_factor": learned.factor,
+        "skipped_updates": float(watch.skipped),
+        **stepmetrics.of_data(run.counts()),
+        **clock.seconds(),
+        "training_flops": float(book.training_flops),
     }
-    runs.write_json(workdir / "summary.json", summary)
-    return summary
+    if indexed is not None:
+        shares = task.hosts.gather(indexed)
+        metrics["indexed_documents"] = sum(shares) / len(shares)
+    session.end_step(step, metrics, _note(metrics), clock)
+    watch, rewardless = _look(task, session, step, metrics, watch, state.rewardless)
+    if (step - 1) % task.config.logging.samples_every_steps == 0:
+        session.log.sample(stepmetrics.samples(task, batch, lived, step))
+
+    # save; the end of a run that learns nothing
+    state = _State(step, learned.params, learned.opt_state, book, watch, rewardless)
+    session.keep(before, state, lambda: _saved(run, session, state))
+    return state
 
 
-def training_batches(
-    task: experience.Task, lived: experience.Experience
-) -> list[update.MicroBatch]:
-    """The branches of the trained groups as micro-batches, with their weights in the loss."""
-    config, result = task.config, lived.result
-    G = config.rollout.group_size
-    trained_BR = np.repeat(lived.trained_BC, G, axis=1)
-    counted_BR = trained_BR
-    if config.objective.count_zero_variance:
-        counted_BR = np.repeat(lived.valid_BC, G, axis=1)
-    weight_BRT = objectives.token_weights(config.objective, result.sampled_BRT, counted_BR)
-    weight_BRT = weight_BRT * trained_BR[..., None]
-    truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1
-    arrays = update.MicroBatch(
-        tokens_BRT=result.tokens_BRT,
-        weight_BRT=weight_BRT,
-        behaviour_BRT=result.log_prob_BRT,
-        threshold_BRT=result.threshold_BRT if truncated else None,
-        reference_BRT=None,
-        advantage_BR=lived.advantage_BCG.reshape(trained_BR.shape),
-        hi_BR=np.repeat(lived.cut_BC, G, axis=1).astype(np.int32),
+class _Learned(NamedTuple):
+    """The outcome of an update; `weight` is the sum of this host's token weights, `shapes` are
+    the micro-batches'."""
+
+    params: Any
+    opt_state: Any
+    loss: float
+    norm: float
+    factor: float
+    terms: dict[str, jax.Array]
+    weight: float
+    shapes: list[tuple[int, int, int]]
+
+
+def _learn(
+    run: _Run,
+    state: _State,
+    reference: Any | None,
+    inputs: tuple[jax.Array, jax.Array, jax.Array],
+    batch: pipeline.TrunkBatch,
+    lived: experience.Experience,
+) -> _Learned:
+    """The gradient of all branches over one trunk, and one optimiser step."""
+    task, config = run.task, run.task.config
+    ntp_weight_BS = objectives.ntp_weights(
+        config.objective,
+        batch.segments_BS,
+        batch.header_length,
+        lived.cut_BC,
+        lived.valid_BC,
+        task.hosts.total,
     )
-    # Only trained branches travel; the fullest document sets R.
-    order_BR = np.argsort(~trained_BR, axis=1, kind="stable")[:, : trained_BR.sum(axis=1).max()]
-    arrays = jax.tree.map(lambda x: _take(x, order_BR), arrays)
-    length_BR = _take(np.where(trained_BR, result.length_BR, 0), order_BR)
-    return update.micro_batches(
-        arrays, length_BR, config.train.micro_branches, config.train.t_multiple
+    trunk = update.TrunkInputs(*inputs, sharding.shard_rows(run.mesh, ntp_weight_BS))
+    batches = experience.training_batches(task, lived)
+    weight = float(sum(micro.weight_BRT.sum() for micro in batches))
+    batches = [sharding.shard_rows(run.mesh, micro) for micro in batches]
+    temperature = config.rollout.temperature or 1.0
+    if reference is not None:
+        batches = update.with_reference(task.model, temperature, reference, trunk, batches)
+    grads, terms = update.gradients(
+        task.model, config.objective, temperature, state.params, trunk, batches
+    )
+    settings = config.train.optimizer
+    factor = optimizers.factor(settings, state.step, config.train.steps - settings.decay_steps)
+    loss = terms["loss"] + config.objective.ntp_weight * terms["ntp"]
+    params, opt_state, norm = update.apply(
+        run.optimizer, state.params, state.opt_state, grads, factor, loss
+    )
+    jax.block_until_ready(params)
+    shapes = [micro.tokens_BRT.shape for micro in batches]
+    return _Learned(params, opt_state, float(loss), float(norm), factor, terms, weight, shapes)
+
+
+def _note(metrics: dict[str, float]) -> str:
+    return (
+        f"reward {metrics['reward']:.3f}  no-think {metrics['no_think_accuracy']:.3f}  "
+        f"mixed {metrics['groups_mixed']:.2f}"
     )
 
 
-def _take(x: np.ndarray, order_BR: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(x, order_BR.reshape(*order_BR.shape, *[1] * (x.ndim - 2)), axis=1)
+def _look(
+    task: experience.Task,
+    session: session_lib.Session,
+    step: int,
+    metrics: dict[str, float],
+    watch: watch_lib.Watch,
+    rewardless: int,
+) -> tuple[watch_lib.Watch, int]:
+    """Alarms, and a diagnosis after every 20 steps in a row without any reward."""
+    watch, alarms = watch.after_step(task.config.watch, step, metrics)
+    for line in alarms:
+        session.log.say(line)
+    rewardless = 0 if metrics["accuracy"] > 0 else rewardless + 1
+    if rewardless and rewardless % 20 == 0:
+        session.log.say(stepmetrics.diagnosis(task, metrics, rewardless))
+    return watch, rewardless
 
 
-def _account(book, task, proxy, shape, batch, lived, batches, referenced) -> ledger.Ledger:
-    """Everything the step executed, by kind, and the same as separate rows."""
-    model, (B, S) = task.model, shape
+def _end(run: _Run, session: session_lib.Session, state: _State) -> dict[str, Any]:
+    own = {
+        "command": "train",
+        "data": run.counts(),
+        "mixture_events": run.stream.events,
+        "parameters": transformer.num_parameters(run.task.model),
+    }
+    finished = state.step >= run.task.config.train.steps
+    return session.finish(state, lambda: _saved(run, session, state), finished, own)
+
+
+def _account(
+    book: ledger.Ledger,
+    run: _Run,
+    batch: pipeline.TrunkBatch,
+    lived: experience.Experience,
+    shapes: list[tuple[int, int, int]],
+    referenced: bool,
+) -> ledger.Ledger:
+    """Everything the step executed on all hosts, by kind, and the same as separate rows."""
+    task, model, proxy = run.task, run.task.model, run.chosen.proxy
+    B, S = task.config.train.batch_size, task.config.train.seq_len
     scored = ledger.trunk_flops(model, B, S, passes=1)
     if proxy is not None:
         scored += ledger.trunk_flops(proxy.model, B, S, passes=1)
     book = book.add("score", B * S * (1 if proxy is None else 2), scored)
     book = book.add("rollout", *ledger.decode_flops(model, B, S, lived.result.decode_steps))
-    shapes = [micro.tokens_BRT.shape for micro in batches]
     tokens, flops = ledger.branch_update_flops(model, S, shapes)
     if referenced:  # forward passes only
         book = book.add("score", tokens + B * S, flops // 3)
         book = book.add("score", 0, ledger.trunk_flops(model, B, S, passes=1))
     flops += ledger.trunk_flops(model, B, S, passes=3)
     book = book.add("update", tokens + B * S, flops)
-    book = book.add_documents(int((batch.lengths_B - batch.header_length).clip(0).sum()))
     G = task.config.rollout.group_size
     cut_BR, length_BR = np.repeat(lived.cut_BC, G, axis=1), lived.result.length_BR
     trained_BR = np.repeat(lived.trained_BC, G, axis=1)
@@ -340,22 +367,27 @@ def _account(book, task, proxy, shape, batch, lived, batches, referenced) -> led
         for cut, length, trained in zip(cut_BR.flat, length_BR.flat, trained_BR.flat, strict=True)
         if length
     )
+    documents = int((batch.lengths_B - batch.header_length).clip(0).sum())
+    sums = task.hosts.total({"rows": rows, "documents": documents})
     # Scoring is the same either way, and next-token prediction a row of its own.
     ntp = ledger.trunk_flops(model, B, S, passes=3) if task.config.objective.ntp_weight else 0
-    return book.add_rows(rows + scored + ntp)
+    return book.add_documents(sums["documents"]).add_rows(sums["rows"] + scored + ntp)
 
 
 def main(argv: list[str]) -> None:
     del argv
     config = config_lib.from_config_dict(_CONFIG.value)
-    summary = train(
-        config,
-        files.folder(_WORKDIR.value),
-        overrides=cli.overrides(),
-        stop=cli.StopSignal(),
-    )
-    state = "finished" if summary["finished"] else "stopped; the same command goes on"
-    print(f"{state} at step {summary['step']}; summary in {_WORKDIR.value}/summary.json")
+    with hosts.joined(_HOSTS.value) as team:
+        summary = train(
+            config,
+            files.folder(_WORKDIR.value),
+            overrides=cli.overrides(),
+            stop=cli.StopSignal(),
+            team=team,
+        )
+        state = "finished" if summary["finished"] else "stopped; the same command goes on"
+        if team.is_first:
+            print(f"{state} at step {summary['step']}; summary in {_WORKDIR.value}/summary.json")
 
 
 if __name__ == "__main__":
@@ -363,5 +395,6 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string(
         "workdir", None, "Run directory, made if missing.", required=True
     )
+    _HOSTS = cli.define_hosts()
     flags.mark_flag_as_required("config")
     cli.run(main)

@@ -7,6 +7,7 @@ loss's gradient (docs/architecture.md).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,12 +55,17 @@ class Gradients(NamedTuple):
 
 
 def micro_batches(
-    arrays: MicroBatch, length_BR: np.ndarray, size: int, t_multiple: int
+    arrays: MicroBatch,
+    length_BR: np.ndarray,
+    size: int,
+    t_multiple: int,
+    largest: Callable[[list[int]], list[int]] = list,
 ) -> list[MicroBatch]:
     """Cuts [B, R, ...] into micro-batches of `size` branches per document, longest first.
 
     Branches are sorted by length within each document, so each micro-batch is trimmed to its own
-    T, a multiple of `t_multiple`. R is padded with weightless branches.
+    T, a multiple of `t_multiple`. R is padded with weightless branches. `largest` makes the numbers
+    of this host the largest of all hosts', so that all run the same programs; R must be the same.
     """
     B, R, T = arrays.tokens_BRT.shape
     order_BR = np.argsort(-length_BR, axis=1, kind="stable")
@@ -69,9 +75,10 @@ def micro_batches(
         return np.pad(x, ((0, 0), (0, -R % size)) + ((0, 0),) * (x.ndim - 2))
 
     arrays, length_BR = jax.tree.map(arrange, arrays), arrange(length_BR)
+    starts = range(0, R, size)
+    longest_of = largest([int(length_BR[:, start : start + size].max()) for start in starts])
     batches = []
-    for start in range(0, R, size):
-        longest = int(length_BR[:, start : start + size].max())
+    for start, longest in zip(starts, longest_of, strict=True):
         if longest == 0:
             continue
         end = min(T, -(-longest // t_multiple) * t_multiple)

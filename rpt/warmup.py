@@ -19,7 +19,7 @@ V vocabulary, L layers, S trunk positions, K key/value heads, H head width.
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -123,7 +123,7 @@ def warm_up(
     task: experience.Task,
     mesh: Mesh,
     params: Any,
-    stream: pipeline.Stream[pipeline.TrunkBatch],
+    stream: Iterator[pipeline.TrunkBatch],
     book: ledger.Ledger,
     stop: cli.StopSignal | None = None,
 ) -> tuple[Any, ledger.Ledger]:
@@ -133,7 +133,7 @@ def warm_up(
       task: what is to be learned.
       mesh: of the parameters.
       params: where it begins; also the author of all thoughts.
-      stream: training documents; it moves on by one batch per step.
+      stream: training documents of this host's rows; it moves on by one batch per step.
       book: gets everything executed here under 'warmup'.
       stop: asks for the end.
 
@@ -152,24 +152,25 @@ def warm_up(
     form, author = make_form(task), params
     temperature = task.config.rollout.temperature or 1.0
     for step in range(settings.warmup_steps):
-        if stop is not None and stop.received:
+        if task.hosts.any(stop is not None and stop.received):
             raise cli.Stopped("stopped within the warm-up; the same command begins it again")
         batch = next(stream)
         trunk = _trunk_inputs(mesh, batch)
         branches, length_BR, decode_steps = _demonstrate(task, form, author, batch, trunk, step)
         micro_batches = update.micro_batches(
-            branches, length_BR, settings.micro_branches, settings.t_multiple
+            branches, length_BR, settings.micro_branches, settings.t_multiple, task.hosts.largest
         )
         sharded = [sharding.shard_rows(mesh, micro) for micro in micro_batches]
         grads, terms = update.gradients(task.model, _OBJECTIVE, temperature, params, trunk, sharded)
         factor = optimizers.factor(optimizer_config, step, None)
         params, opt_state, norm = update.apply(optimizer, params, opt_state, grads, factor)
-        book = _account(book, task, batch, branches, length_BR, decode_steps, micro_batches)
-        print(
-            f"warm-up {step + 1}/{settings.warmup_steps}  branches {(length_BR > 0).sum()}  "
-            f"entropy {float(terms['entropy']):.2f} nats  gradient norm {float(norm):.2f}",
-            flush=True,
+        book, number = _account(book, task, batch, branches, length_BR, decode_steps, sharded)
+        line = (
+            f"warm-up {step + 1}/{settings.warmup_steps}  branches {number}  "
+            f"entropy {float(terms['entropy']):.2f} nats  gradient norm {float(norm):.2f}"
         )
+        if task.hosts.is_first:
+            print(line, flush=True)
     return params, book
 
 
@@ -219,24 +220,26 @@ def _demonstrate(task, form, author, batch, trunk, step):
         config.rollout,
         author,
         kv,
-        np.take_along_axis(batch.tokens_BS, cut_BC - 1, axis=1),
-        cut_BC,
+        *sharding.put_rows((np.take_along_axis(batch.tokens_BS, cut_BC - 1, axis=1), cut_BC)),
         rollout.branch_keys(config.seed, step, _ROUND, batch.document_ids_B, cut_BC, 1),
         form.longest,
     )
     # Lengths are drawn and not the model's own: an untrained model never ends a thought.
     generator = np.random.default_rng((config.seed, step, _ROUND))
-    most_BC = generator.integers(form.shortest, form.longest, cut_BC.shape, endpoint=True)
+    B, C = len(cut_BC) * task.hosts.count, cut_BC.shape[1]
+    most_BC = generator.integers(form.shortest, form.longest, (B, C), endpoint=True)
+    own = sharding.own_block(B)
     branches, length_BR = well_formed(
         form,
-        np.asarray(thought_BRT),
+        sharding.own_rows(thought_BRT),
         batch.documents,
         batch.header_length,
         cut_BC,
         valid_BC,
-        most_BC,
+        most_BC[own.start : own.stop],
         task.token_bytes,
         task.stop_ids | task.tokenizer.special_ids,
+        task.hosts.total,
     )
     return branches, length_BR, ((form.longest, cut_BC.shape[1], form.longest),)
 
@@ -305,6 +308,7 @@ def well_formed(
     most_BC: np.ndarray,
     token_bytes: Sequence[bytes],
     no_thought_ids: Collection[int],
+    total: Callable[[dict[str, float]], dict[str, Any]] = dict,
 ) -> tuple[update.MicroBatch, np.ndarray]:
     """One supervised branch per cut: tail, own thought, close, suffix, true answer, end.
 
@@ -317,10 +321,12 @@ def well_formed(
       most_BC: where each thought is cut off.
       token_bytes: raw bytes of every token.
       no_thought_ids: tokens that end a thought (stop tokens and other markers).
+      total: adds what is of other hosts' rows.
 
     Returns:
-      arrays for `update.gradients` with advantage 1 and weights that sum to 1, and length_BR: 0
-      for a slot without a cut, a thought without a token, or a document that ends too soon.
+      arrays for `update.gradients` with advantage 1 and weights that sum to 1 over all hosts; and
+      length_BR: 0 for a slot without a cut, a thought without a token, or a document that ends too
+      soon.
     """
     B, C = cut_BC.shape
     tokens_BRT = np.zeros((B, C, form.positions), np.int32)
@@ -342,7 +348,7 @@ def well_formed(
         # The suffix is forced at rollout, never sampled.
         weight_BRT[b, r, suffix + len(form.suffix) : len(ids)] = 1.0
         length_BR[b, r] = len(ids)
-    weight_BRT /= max(weight_BRT.sum(), 1.0)
+    weight_BRT /= max(total({"weight": float(weight_BRT.sum())})["weight"], 1.0)
     branches = update.MicroBatch(
         tokens_BRT=tokens_BRT,
         weight_BRT=weight_BRT,
@@ -375,9 +381,10 @@ def own_thought(
     return np.array(kept, np.int32)
 
 
-def _account(book, task, batch, branches, length_BR, decode_steps, micro_batches) -> ledger.Ledger:
-    """Scoring, decoding and the update of one step, all under 'warmup'."""
+def _account(book, task, batch, branches, length_BR, decode_steps, micro_batches):
+    """Scoring, decoding and the update of one step, all under 'warmup'; and how many branches."""
     model, (B, S) = task.model, batch.tokens_BS.shape
+    B *= task.hosts.count
     decoded, decode_flops = ledger.decode_flops(model, B, S, decode_steps)
     shapes = [micro.tokens_BRT.shape for micro in micro_batches]
     trained, update_flops = ledger.branch_update_flops(model, S, shapes)
@@ -386,10 +393,16 @@ def _account(book, task, batch, branches, length_BR, decode_steps, micro_batches
     book = book.add(
         "warmup", 2 * B * S + decoded + trained, decode_flops + update_flops + trunk_flops
     )
-    book = book.add_documents(int((batch.lengths_B - batch.header_length).clip(0).sum()))
     rows = sum(
         ledger.row_flops(model, int(cut), int(length), trained=True)
         for cut, length in zip(branches.hi_BR.flat, length_BR.flat, strict=True)
         if length
     )
-    return book.add_rows(rows)
+    sums = task.hosts.total(
+        {
+            "rows": rows,
+            "documents": int((batch.lengths_B - batch.header_length).clip(0).sum()),
+            "branches": int((length_BR > 0).sum()),
+        }
+    )
+    return book.add_documents(sums["documents"]).add_rows(sums["rows"]), sums["branches"]

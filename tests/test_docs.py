@@ -82,7 +82,7 @@ def assigned(module: str, function_name: str, variable: str) -> set[str]:
 def laps() -> set[str]:
     return {
         f"seconds_{node.args[0].value}"
-        for node in ast.walk(function("train", "_train"))
+        for node in ast.walk(function("train", "_step"))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "lap"
@@ -100,8 +100,8 @@ def metric_names() -> set[str]:
         | returned("stepmetrics", "of_update")
         | returned("stepmetrics", "of_data")
         | returned("stepmetrics", "seconds")
-        | assigned("train", "_train", "metrics")
-        | assigned("pretrain", "_pretrain", "metrics")
+        | assigned("train", "_step", "metrics")
+        | assigned("pretrain", "_step", "metrics")
     )
     assert {name for name in names if "*" in name} == {"answers_*"}, "a pattern this test must know"
     return (names - {"answers_*"}) | {f"answers_{c}" for c in rewards.CATEGORIES} | laps()
@@ -113,7 +113,8 @@ def summary_names() -> set[str]:
         for node in ast.walk(function("pretrain", "_GateState"))
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    both = assigned("train", "_train", "summary") | assigned("pretrain", "_pretrain", "summary")
+    both = assigned("train", "_end", "own") | assigned("pretrain", "_end", "own")
+    both |= assigned("session", "finish", "summary")
     inner = {"training_flops", "passed", *ledger.KINDS}
     return both | gate | inner | fields(ledger.Ledger)
 

@@ -224,6 +224,13 @@ code_hash() {
   { echo "$files" && echo "$files" | git hash-object --stdin-paths; } | git hash-object --stdin | cut -c 1-12
 }
 
+# For run.json, as the workers have no git folder: '+' if the checkout differs.
+commit() {
+  local found
+  found=$(git rev-parse --verify -q HEAD) || found=unknown
+  echo "$found$([[ -z $(git status --porcelain) ]] || echo +)"
+}
+
 listed_files() {
   local file
   git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do

@@ -111,7 +111,7 @@ start_run() {
     ${flag_workdir:+"--workdir=$flag_workdir"} ${program_args[@]+"${program_args[@]}"}) status=0
   words[4]=${words[4]:-none}
   say "starting python -m $(quoted "${words[@]:5}")"
-  persist on_workers all "$(quoted "${words[@]}")" || status=$?
+  persist on_workers all "$(quoted "RPT_COMMIT=$(commit)" "${words[@]}")" || status=$?
   if ((status == 3)); then
     die "another program runs on $flag_name ($(grep -m 1 'runs something else' "$scratch/out"));" \
       "end it first: tpu_scripts/stop.sh $(place) --keep"

@@ -115,7 +115,8 @@ supervise() {
     . "$HOME/.rpt-env"
     set +a
   fi
-  export PYTHONUNBUFFERED=1 PYTHONPATH="$code"
+  # The workers find each other; one worker alone is a run of one process.
+  export PYTHONUNBUFFERED=1 PYTHONPATH="$code" RPT_HOSTS="${RPT_HOSTS:-auto}"
   "$root/venv/bin/python" -m "$@" &
   child=$!
   while true; do

@@ -222,13 +222,13 @@ def test_diagnosis_equals_a_literal_reading(case):
     assert rewards.diagnose(prediction(answer), rewards.target(tokens, cut)) == expected
 
 
-def test_shares_sum_to_one_and_the_line_is_readable():
+def test_categories_are_counted_and_the_line_is_readable():
     batch = batch_of([[[b" a", b"a", None, b" x"], [b" a", b" a", b" a", b" a"]]], [TARGET, None])
-    shares = rewards.diagnosis_shares(batch)
-    assert set(shares) == set(rewards.CATEGORIES)
-    assert sum(shares.values()) == pytest.approx(1)
-    expected = {"right": 0.25, "leading_space": 0.25, "no_answer": 0.25, "wrong": 0.25}
-    assert {name: share for name, share in shares.items() if share} == expected
+    counts = rewards.diagnosis_counts(batch)
+    assert set(counts) == {"read", *rewards.CATEGORIES}
+    expected = {"read": 4, "right": 1, "leading_space": 1, "no_answer": 1, "wrong": 1}
+    assert {name: count for name, count in counts.items() if count} == expected
+    shares = {name: counts[name] / counts["read"] for name in rewards.CATEGORIES}
     line = rewards.diagnosis_line(shares, "boxed")
     assert "no box 25.0%" in line
     assert "truncated" not in line

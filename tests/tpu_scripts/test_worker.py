@@ -114,3 +114,10 @@ def test_a_broken_file_of_secrets_is_a_failure_and_no_silence(worker, cloud):
     (cloud.home / "workers/0/.rpt-env").write_text("false\n")
     worker("start", "abc", "env", "rpt.train")
     assert "exit=1" in until(worker, "exited")
+
+
+def test_the_workers_of_a_slice_are_to_find_each_other(worker, cloud):
+    cloud.program('echo "hosts $RPT_HOSTS"')
+    worker("start", "abc", "none", "rpt.train")
+    until(worker, "exited")
+    assert worker("log", "0").startswith("hosts auto\n")
