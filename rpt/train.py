@@ -169,6 +169,10 @@ def _train(
 
         # experience: cuts -> thoughts -> predictions -> rewards -> advantages
         lived, extra_flops = experience.collect(task, params, batch, kv, entropy_BS, step)
+        if step % config.logging.samples_every_steps == 0:
+            shown, spent = stepmetrics.samples(task, params, batch, scores, kv, lived, step + 1)
+            log.sample(shown)
+            book = book.add("eval", *spent)
         del kv
         clock.lap("rollout")
 
@@ -234,8 +238,6 @@ def _train(
         rewardless = 0 if metrics["accuracy"] > 0 else rewardless + 1
         if rewardless and rewardless % 20 == 0:
             log.say(stepmetrics.diagnosis(task, lived, rewardless))
-        if (step - 1) % config.logging.samples_every_steps == 0:
-            log.sample(stepmetrics.samples(task, batch, lived, step))
 
         # save; the end of a run that learns nothing
         meter.add_laps(metrics)
