@@ -132,7 +132,9 @@ def training(report: report_data.Report) -> list[Chart]:
                 )
             )
     if loss := _loss_over_compute(report):
-        caption = "On the documents' own tokens: an arm that forgets the language rises here."
+        caption = (
+            "On the documents' own tokens, from a tenth of the steps on. Forgetting the text rises."
+        )
         charts.append(
             Chart(
                 "Next-token loss",
@@ -197,7 +199,7 @@ def _loss_over_compute(report: report_data.Report) -> list[Line]:
                 flops[np.isin(steps, at)] / 1e12,
                 statistics.running_mean(nats[kept], 4 * SMOOTH_STEPS),
             )
-            first = len(x) // 50  # of the first steps the mean is of a few only
+            first = len(x) // 10  # the first fall from chance would flatten all that follows
             if len(x) > 1:
                 lines.append(Line(name, tone, x[first:], y[first:]))
                 name = ""
@@ -270,7 +272,7 @@ def gates(labelled: Sequence[tuple[str, Mapping]]) -> list[Chart]:
                 f"When to think, {label}",
                 caption,
                 "thought tokens per document token",
-                "accuracy on all tokens",
+                "all tokens",
                 lines,
                 "share",
             )

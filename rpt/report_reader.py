@@ -61,24 +61,26 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
 
 def _document(key: str, name: str, sample: Mapping[str, Any]) -> str:
     cuts = sorted(sample["cuts"], key=lambda cut: cut["cut"])
+    # Opened first: where thoughts differ most.
+    first = min(range(len(cuts)), key=lambda i: abs(_share(cuts[i]) - 0.5))
     groups = "".join(_group(f"{key}-{i}", i, len(cuts), cut) for i, cut in enumerate(cuts))
     return (
         f'<article class="document" id="{key}"><h3>{_text(name)}</h3><div class="spread">'
-        f'<div class="text" lang="">{"".join(_marked(key, sample["text"], cuts))}</div>'
+        f'<div class="text" lang="">{"".join(_marked(key, sample["text"], cuts, first))}</div>'
         f'<div class="groups">{groups}</div></div></article>'
     )
 
 
-def _marked(key: str, text: str, cuts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _marked(key: str, text: str, cuts: Sequence[Mapping[str, Any]], first: int) -> Iterator[str]:
     """The text with a button at every cut; cuts without a place come after it."""
     at, unplaced = 0, []
     for i, cut in enumerate(cuts):
         start, target = cut.get("offset"), cut["target"]
         if start is None or start < at or not text.startswith(target, start):
-            unplaced.append(_mark(key, i, cut))
+            unplaced.append(_mark(key, i, cut, i == first))
             continue
         yield _text(text[at:start])
-        yield _mark(key, i, cut)
+        yield _mark(key, i, cut, i == first)
         at = start + len(target)
     rest = text[at:]
     yield _text(rest[:_CHARACTERS_AFTER]) + ("\u2026" if len(rest) > _CHARACTERS_AFTER else "")
@@ -86,12 +88,12 @@ def _marked(key: str, text: str, cuts: Sequence[Mapping[str, Any]]) -> Iterator[
         yield f'<p class="quiet">Elsewhere: {" ".join(unplaced)}</p>'
 
 
-def _mark(key: str, index: int, cut: Mapping[str, Any]) -> str:
+def _mark(key: str, index: int, cut: Mapping[str, Any], pressed: bool) -> str:
     share = _share(cut)
     target = _visible(cut["target"])
     return (
         f'<button type="button" class="cut" data-group="{key}-{index}" style="--share:{share:.3f}" '
-        f'aria-controls="{key}-{index}" aria-pressed="false" '
+        f'aria-controls="{key}-{index}" aria-pressed="{str(pressed).lower()}" '
         f'title="{share:.0%} of the thoughts are right">{_text(target)}</button>'
     )
 

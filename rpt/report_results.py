@@ -38,7 +38,7 @@ def claims(report: report_data.Report) -> str:
         f'<p class="lead"><b>{shown} of {len(rows)}</b> differences are shown{everywhere}: the whole '
         "95% interval lies above 0, there are enough positions, and stage 0 passed its gate.</p>"
         f'<ol class="claims">{items}</ol>'
-        f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>difference of accuracies; the line is 0'
+        f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>0 is the line'
         f"</span><span>{scale[1]:+.2f}</span></p>"
     )
 
@@ -74,9 +74,8 @@ def _claim(found: Sequence[tuple[str, Mapping]], scale: tuple[float, float], see
     counts = sorted({claim["n"] for _, claim in found})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     return (
-        f'<li class="claim {kind}"><div class="what"><span class="verdict">{words}</span> '
-        f'<span class="name">{text(_minus(what))}</span>'
-        f'<span class="where">{text(where)}, n {n}</span></div>'
+        f'<li class="claim {kind}"><div class="what"><span class="name">{text(_minus(what))}</span>'
+        f'<span class="verdict">{words}</span> <span class="where">{text(where)}, n {n}</span></div>'
         f'<div class="tracks">{tracks}</div></li>'
     )
 

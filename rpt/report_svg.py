@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no scripts, colours by class, so that light, dark and print are style alone.
+"""Charts as inline SVG: no script, colours by class: light, dark and print are style alone.
 
 A chart is drawn for a width of about 380 px, which a phone has and a column of a wide screen; it
 scales with its place. Names stand at the ends of their lines; a legend would be a second look.
@@ -53,7 +53,7 @@ class _Scale:
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool):
         self.low, self.high, self.log = low, high, log
-        self._start, self._end = start, end
+        self.start, self.end = start, end
 
     @classmethod
     def over(
@@ -79,7 +79,7 @@ class _Scale:
     def __call__(self, value: np.ndarray | float) -> np.ndarray:
         value = np.asarray(value, np.float64)
         place = np.log10(np.maximum(value, 1e-300)) if self.log else value
-        return self._start + (place - self.low) / (self.high - self.low) * (self._end - self._start)
+        return self.start + (place - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, most: int) -> list[float]:
         """Round values; on a logarithmic axis 1, 2 and 5 times powers of ten, as many as fit."""
@@ -99,22 +99,24 @@ class _Scale:
 
 
 def _axes(chart: report_charts.Chart, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
-    left, right = float(x_scale._start), float(x_scale._end)
+    left, right = x_scale.start, x_scale.end
     bottom = HEIGHT - _BOTTOM
     for tick in y_scale.ticks(5):
         y = float(y_scale(tick))
         yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>'
         text = f"{100 * tick:.4g}%" if chart.kind == "share" else f"{tick:.4g}"
-        yield f'<text class="tick" x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+        yield _text(left - 6, y + 3.5, "end", text)
     yield f'<path class="axis" d="M{left:.1f} {bottom}H{right:.1f}"/>'
     for tick in x_scale.ticks(5):
         x = float(x_scale(tick))
         yield f'<path class="axis" d="M{x:.1f} {bottom}v4"/>'
-        yield f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:.4g}</text>'
-    yield (
-        f'<text class="tick unit" x="{right:.1f}" y="{HEIGHT - 5}" text-anchor="end">'
-        f"{html.escape(chart.x_label)}</text>"
-    )
+        yield _text(x, bottom + 16, "middle", f"{tick:.4g}")
+    yield _text(right, HEIGHT - 5, "end", chart.x_label)
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="tick" {place}>{html.escape(text)}</text>'
 
 
 def _line(line: report_charts.Line, x_scale: _Scale, y_scale: _Scale) -> str:
@@ -146,9 +148,12 @@ def _labels(lines: Sequence[report_charts.Line], x_scale: _Scale, y_scale: _Scal
             ends.append((float(y_scale(line.y[kept][-1])), float(x_scale(line.x[kept][-1])), line))
     ends.sort(key=lambda end: end[0])
     place = spread([end[0] for end in ends], _LABEL_GAP, _TOP + 2, HEIGHT - _BOTTOM - 2)
-    for y, (_, x, line) in zip(place, ends, strict=True):
+    edge = x_scale.end
+    for y, (from_y, x, line) in zip(place, ends, strict=True):
+        if edge - x > _LABEL_GAP:  # a line that ends early is led to its name
+            yield f'<path class="leader t{line.tone}" d="M{x + 3:.1f} {from_y:.1f}L{edge:.1f} {y:.1f}"/>'
         yield (
-            f'<text class="name t{line.tone}" x="{x + 6:.1f}" y="{y + 3.5:.1f}">'
+            f'<text class="name t{line.tone}" x="{edge + 6:.1f}" y="{y + 3.5:.1f}">'
             f"{html.escape(line.name)}</text>"
         )
 

@@ -68,5 +68,6 @@
     showDocument(before);
   });
 
-  showDocument(0);
+  // The last one: what the model had learned by then.
+  showDocument(documents.length - 1);
 })();
