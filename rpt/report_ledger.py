@@ -129,7 +129,7 @@ def alarms(report: report_data.Report) -> str:
     """What the runs and the evaluations noticed by themselves; no alarm is said, too."""
     lines = [*_of_runs(report), *_of_noise(report.with_results)]
     if not lines:
-        return '<p class="calm">No alarm: nothing was skipped, nothing collapsed, no leak was seen.</p>'
+        return '<p class="calm">None: nothing was skipped, nothing collapsed, no leak was seen.</p>'
     return f'<ul class="alarms">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 

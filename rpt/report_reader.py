@@ -1,7 +1,7 @@
 """The reader of thoughts: documents with their cuts, and every group's thoughts behind its cut.
 
-All of it is in the page as text; the script only shows one document and one group at a time. Without
-a script, and on paper, everything stands one below the other.
+All of it is in the page as text; the script only shows one document and one group at a time.
+Without a script, and on paper, everything stands one below the other.
 """
 
 import html
@@ -42,9 +42,10 @@ def reader(report: report_data.Report) -> str:
     left_out = len(found) - len(chosen)
     note = f" {left_out} more are in samples.jsonl." if left_out else ""
     return (
-        '<p class="lead">A document as the model met it. Marked is what it had to predict; choose a '
-        "mark to read the thoughts it had there, each with its reward and with the probability that "
-        f"it left for the true token.{note}</p>"
+        '<p class="lead">A document as the model met it. Marked is what it had to predict; choose '
+        "a mark to read the thoughts it had there, each with its reward and with the probability "
+        "that it left for the true token; the upright stroke is that probability without a "
+        f"thought.{note}</p>"
         '<div class="reader"><p class="choose" hidden><label for="choice">Document</label> '
         f'<select id="choice">{"".join(options)}</select>'
         '<span class="quiet">\u2190 \u2192 cuts, [ ] documents</span></p>'
@@ -115,8 +116,9 @@ def _visible(target: str) -> str:
 def _group(key: str, index: int, count: int, cut: Mapping[str, Any]) -> str:
     before = cut.get("no_think_prob")
     right = sum(thought["reward"] > 0 for thought in cut["thoughts"])
+    target = _text(_visible(cut["target"]))
     head = (
-        f'<h4>cut {index + 1} of {count}: <q class="target">{_text(_visible(cut["target"]))}</q></h4>'
+        f'<h4>cut {index + 1} of {count}: <q class="target">{target}</q></h4>'
         f'<p class="sum">{right} of {len(cut["thoughts"])} thoughts right'
         f"{'' if before is None else f'; probability without a thought {before:.3f}'}</p>"
     )

@@ -35,8 +35,8 @@ def claims(report: report_data.Report) -> str:
         f'<blockquote class="hypothesis"><p>{text(results["hypothesis"])}</p>'
         "<footer>claimed in the config, before the runs</footer></blockquote>"
         f"{_gates(labelled)}"
-        f'<p class="lead"><b>{shown} of {len(rows)}</b> differences are shown{everywhere}: the whole '
-        "95% interval lies above 0, there are enough positions, and stage 0 passed its gate.</p>"
+        f'<p class="lead"><b>{shown} of {len(rows)}</b> differences are shown{everywhere}: the '
+        "whole 95% interval lies above 0, there are enough positions, and stage 0 passed its gate.</p>"
         f'<ol class="claims">{items}</ol>'
         f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>0 is the line'
         f"</span><span>{scale[1]:+.2f}</span></p>"
@@ -75,7 +75,8 @@ def _claim(found: Sequence[tuple[str, Mapping]], scale: tuple[float, float], see
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     return (
         f'<li class="claim {kind}"><div class="what"><span class="name">{text(_minus(what))}</span>'
-        f'<span class="verdict">{words}</span> <span class="where">{text(where)}, n {n}</span></div>'
+        f'<span class="verdict">{words}</span> <span class="where">{text(where)}, '
+        f'<span class="nowrap">n {n}</span></span></div>'
         f'<div class="tracks">{tracks}</div></li>'
     )
 
@@ -124,8 +125,8 @@ def _track(value: Mapping[str, Any], scale: tuple[float, float], kind: str, labe
         bar = f'<i class="bar" style="left:{place(value["low"])};width:{width:.2f}%"></i>'
     tag = f'<span class="seed">{text(label)}</span>' if label else ""
     return (
-        f'<div class="row {kind}">{tag}<div class="track"><i class="zero" style="left:{place(0.0)}">'
-        f'</i>{bar}<i class="dot" style="left:{place(value["mean"])}"></i></div>'
+        f'<div class="row {kind}">{tag}<div class="track">'
+        f'<i class="zero" style="left:{place(0.0)}"></i>{bar}<i class="dot" style="left:{place(value["mean"])}"></i></div>'
         f'<span class="number">{signed(value)}</span></div>'
     )
 
@@ -152,15 +153,18 @@ def arms(report: report_data.Report) -> str:
                 rows.append(
                     _pair(name, label, results["arms"][arm]["hard"], tone, len(labelled) > 1)
                 )
+    charts = report_charts.depths([results for _, results in labelled])
+    charts += report_charts.gates(labelled)
     return (
         f'<p class="lead">Accuracy at hard tokens of {text(part)} (more than '
         f"{text(hard.lstrip('>'))} nats under a frozen reference). "
         '<span class="key"><i class="mark hollow"></i> without a thought</span> '
-        '<span class="key"><i class="mark full"></i> with one</span>, each with its 95% interval.</p>'
+        '<span class="key"><i class="mark full"></i> with one</span>, each with its 95% '
+        "interval.</p>"
         f'<div class="pairs">{"".join(rows)}<p class="axis-note"><span>0%</span><span>50%</span>'
         "<span>100%</span></p></div>"
         f"{_table(labelled)}"
-        f'<div class="charts">{_charts([*report_charts.depths([r for _, r in labelled]), *report_charts.gates(labelled)])}</div>'
+        f'<div class="charts">{_charts(charts)}</div>'
     )
 
 
@@ -169,10 +173,8 @@ def _pair(name: str, label: str, hard: Mapping[str, Any], tone: int, seeds: bool
     for mode, words, kind in _MODES:
         value = hard[mode]
         if value["low"] is not None:
-            width = 100 * (value["high"] - value["low"])
-            marks.append(
-                f'<i class="bar {kind}" style="left:{100 * value["low"]:.2f}%;width:{width:.2f}%"></i>'
-            )
+            low, width = 100 * value["low"], 100 * (value["high"] - value["low"])
+            marks.append(f'<i class="bar {kind}" style="left:{low:.2f}%;width:{width:.2f}%"></i>')
         marks.append(
             f'<i class="mark {kind}" style="left:{100 * value["mean"]:.2f}%" '
             f'title="{words}: {_percent(value["mean"])}"></i>'
@@ -223,7 +225,8 @@ def interval(value: Mapping[str, Any]) -> str:
     """35.5 with its ends below, in percent."""
     if value["low"] is None:
         return f"{_percent(value['mean'])}"
-    return f"{_percent(value['mean'])}<small>{100 * value['low']:.1f} to {100 * value['high']:.1f}</small>"
+    ends = f"{100 * value['low']:.1f} to {100 * value['high']:.1f}"
+    return f"{_percent(value['mean'])}<small>{ends}</small>"
 
 
 def _percent(value: float) -> str:
@@ -233,7 +236,9 @@ def _percent(value: float) -> str:
 def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """Columns are (name, what it means); cells are HTML. Scrolls by itself where it is too wide."""
     head = "".join(
-        f'<th scope="col"{f" title={chr(34)}{text(what)}{chr(34)}" if what else ""}>{text(name)}</th>'
+        f'<th scope="col" title="{text(what)}">{text(name)}</th>'
+        if what
+        else f'<th scope="col">{text(name)}</th>'
         for name, what in columns
     )
     body = "".join(
@@ -294,8 +299,10 @@ _FORM_COLUMNS = (
 def _forms(study: scaling_points.Study) -> Iterator[list[str]]:
     for name, curve in study.curves.items():
         error = curve.error
-        numbers = ", ".join(
-            f"{text(key)} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]"
+        numbers = " ".join(
+            f"<span>{text(key)} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]</span>".replace(
+                "-", "\u2212"
+            )
             for key, v in curve.parameters.items()
         )
         yield [
@@ -307,5 +314,5 @@ def _forms(study: scaling_points.Study) -> Iterator[list[str]]:
             else signed({"mean": error.value, "low": error.low, "high": error.high}),
             "" if curve.best_share is None else _percent(curve.best_share),
             f"{curve.r2:.3f}",
-            numbers + (" *" if curve.at_bound else ""),
+            f'<span class="values">{numbers}{"*" if curve.at_bound else ""}</span>',
         ]

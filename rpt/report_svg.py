@@ -14,7 +14,7 @@ from rpt import report_charts
 
 WIDTH, HEIGHT = 380, 232
 _TOP, _BOTTOM, _LEFT = 12, 36, 42
-_CHARACTER = 6.1  # mean width of a character of a label, 11 px
+_CHARACTER = 7.0  # width of a character of a label in a wide font, 11.5 px bold
 _LABEL_GAP = 13
 _MOST_LABEL = 118
 
@@ -151,7 +151,8 @@ def _labels(lines: Sequence[report_charts.Line], x_scale: _Scale, y_scale: _Scal
     edge = x_scale.end
     for y, (from_y, x, line) in zip(place, ends, strict=True):
         if edge - x > _LABEL_GAP:  # a line that ends early is led to its name
-            yield f'<path class="leader t{line.tone}" d="M{x + 3:.1f} {from_y:.1f}L{edge:.1f} {y:.1f}"/>'
+            path = f"M{x + 3:.1f} {from_y:.1f}L{edge:.1f} {y:.1f}"
+            yield f'<path class="leader t{line.tone}" d="{path}"/>'
         yield (
             f'<text class="name t{line.tone}" x="{edge + 6:.1f}" y="{y + 3.5:.1f}">'
             f"{html.escape(line.name)}</text>"
@@ -159,7 +160,7 @@ def _labels(lines: Sequence[report_charts.Line], x_scale: _Scale, y_scale: _Scal
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending places at least `gap` apart, near the wanted ones, within the limits if they fit."""
+    """Ascending places at least `gap` apart, near the wanted ones, within limits if they fit."""
     placed: list[float] = []
     for value in wanted:
         placed.append(max(value, low if not placed else placed[-1] + gap))
