@@ -36,10 +36,11 @@ def claims(report: report_data.Report) -> str:
         "<footer>claimed in the config, before the runs</footer></blockquote>"
         f"{_gates(labelled)}"
         f'<p class="lead"><b>{shown} of {len(rows)}</b> differences are shown{everywhere}: the '
-        "whole 95% interval lies above 0, there are enough positions, and stage 0 passed its gate.</p>"
+        "whole 95% interval lies above 0, there are enough positions, and stage 0 passed its "
+        "gate.</p>"
         f'<ol class="claims">{items}</ol>'
-        f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>0 is the line'
-        f"</span><span>{scale[1]:+.2f}</span></p>"
+        f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>0 is the line</span>'
+        f"<span>{scale[1]:+.2f}</span></p>"
     )
 
 
@@ -126,7 +127,8 @@ def _track(value: Mapping[str, Any], scale: tuple[float, float], kind: str, labe
     tag = f'<span class="seed">{text(label)}</span>' if label else ""
     return (
         f'<div class="row {kind}">{tag}<div class="track">'
-        f'<i class="zero" style="left:{place(0.0)}"></i>{bar}<i class="dot" style="left:{place(value["mean"])}"></i></div>'
+        f'<i class="zero" style="left:{place(0.0)}"></i>{bar}'
+        f'<i class="dot" style="left:{place(value["mean"])}"></i></div>'
         f'<span class="number">{signed(value)}</span></div>'
     )
 

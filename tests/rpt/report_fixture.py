@@ -204,11 +204,12 @@ def experiment(folder: pathlib.Path, seed: int = 0) -> None:
         run(folder / arm, seed, rl=arm == "rpt")
 
 
-def scaling(path: pathlib.Path, seeds=(0, 1, 2), documents: int = 12) -> None:
-    """Two arms at five budgets."""
+def scaling(path: pathlib.Path, arms=("rpt", "ntp"), seeds=(0, 1, 2), documents: int = 12) -> None:
+    """Arms at five budgets."""
     rng = np.random.default_rng(0)
     points = []
-    for arm, gain in (("rpt", 0.12), ("ntp", 0.06)):
+    for arm in arms:
+        gain = 0.12 if arm == "rpt" else 0.06
         for seed in seeds:
             for budget in np.geomspace(1e12, 4e13, 5).tolist():
                 level = 0.5 + gain * np.log10(budget / 1e12) + rng.normal(0, 0.01)
