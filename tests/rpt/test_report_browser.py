@@ -65,11 +65,21 @@ _PROBE = """
   dispatchEvent(new Event("afterprint"));
   found.groups.push(shown());
   found.pageAfter = document.documentElement.scrollWidth;
+  parent.postMessage(JSON.stringify(found), "*");
+})();
+"""
+
+# A window is at least 500 pixels wide, a frame as narrow as a phone.
+_FRAME = """<!doctype html><meta charset="utf-8"><body>
+<script>
+addEventListener("message", (event) => {
   const out = document.createElement("pre");
   out.id = "probe";
-  out.textContent = JSON.stringify(found);
+  out.textContent = event.data;
   document.body.append(out);
-})();
+});
+</script>
+<iframe src="{page}" style="width: {width}px; height: 900px; border: 0"></iframe>
 """
 
 
@@ -97,7 +107,9 @@ def probed(path, script: str):
 
 
 def browse(path, width: int, dark: bool, profile) -> tuple[str, list[str]]:
-    """The document after its scripts, and what the console said."""
+    """The frame's document after all scripts, and what the console said."""
+    frame = profile / "frame.html"
+    frame.write_text(_FRAME.replace("{page}", path.as_uri()).replace("{width}", str(width)))
     done = subprocess.run(
         [
             str(_CHROMIUM),
@@ -106,12 +118,13 @@ def browse(path, width: int, dark: bool, profile) -> tuple[str, list[str]]:
             "--no-sandbox",
             "--disable-gpu",
             f"--user-data-dir={profile}",
-            f"--window-size={width},900",
+            "--hide-scrollbars",
+            "--window-size=1500,950",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             "--enable-logging=stderr",
             "--virtual-time-budget=1000",
             "--dump-dom",
-            path.as_uri(),
+            frame.as_uri(),
         ],
         capture_output=True,
         text=True,
