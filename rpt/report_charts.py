@@ -132,9 +132,7 @@ def training(report: report_data.Report) -> list[Chart]:
                 )
             )
     if loss := _loss_over_compute(report):
-        caption = (
-            "On the documents' own tokens, from a tenth of the steps on. Forgetting the text rises."
-        )
+        caption = "On the documents' own tokens, from a tenth of the steps on. It rises where text is forgotten."
         charts.append(
             Chart(
                 "Next-token loss",

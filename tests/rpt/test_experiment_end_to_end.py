@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from rpt import config, evaluation_records, experiment, experiment_report, pretrain
+from rpt import (
+    config,
+    evaluation_records,
+    experiment,
+    experiment_report,
+    pretrain,
+    report_data,
+    report_html,
+    runs,
+)
 from tests.rpt import tiny_experiment
 
 
@@ -106,6 +115,22 @@ def test_the_report_is_made_of_what_was_measured(finished):
     report = (root / "report.md").read_text()
     assert all(claim["what"] in report for claim in found["claims"])
     assert (root / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_made_of_what_an_experiment_writes(finished):
+    """Each section reads the files as they really are."""
+    root, settings = finished
+    runs.write_json(
+        root / "results.json", experiment_report.results(settings, root, experiment.ARMS)
+    )
+    gathered = report_data.gather(root)
+    assert not gathered.missing
+    assert list(gathered.experiments[0].runs) == list(experiment.ARMS)
+    page = report_html.page(gathered, [])
+    assert "Nothing here" not in page
+    assert "Cannot be shown" not in page
+    assert "Elsewhere" not in page  # every cut has its place in the text
+    assert 'class="meter"' in page
 
 
 @pytest.mark.parametrize(
