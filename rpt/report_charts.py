@@ -132,7 +132,7 @@ def training(report: report_data.Report) -> list[Chart]:
                 )
             )
     if loss := _loss_over_compute(report):
-        caption = "On the documents' own tokens, from a tenth of the steps on. A rise is forgetting."
+        caption = "On the documents' own tokens, from a tenth of the steps on. Forgetting rises."
         charts.append(
             Chart(
                 "Next-token loss",

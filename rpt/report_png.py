@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data import extras
-from rpt import report_charts
+from rpt import report_charts, report_svg
 
 # The page's colours on light paper (rpt/report_assets/page.css).
 _TONES = ("#6b7079", "#0063a6", "#b5520a", "#00785a", "#8e4585", "#7a6100", "#a52a3a")
@@ -58,12 +58,6 @@ def _draw(axis, chart: report_charts.Chart) -> None:
             lw=0.8 if line.faint else 1.8,
             alpha=0.35 if line.faint else 1,
         )
-        kept = np.isfinite(y)
-        if line.name and kept.any():
-            axis.annotate(
-                line.name, (x[kept][-1], y[kept][-1]), xytext=(4, 0), textcoords="offset points",
-                color=colour, va="center", fontsize=8.5,
-            )  # fmt: skip
     unit = f"{chart.y_label}, %" if chart.kind == "share" else chart.y_label
     axis.set_title(chart.title, loc="left", fontsize=10, fontweight="bold")
     axis.set_xlabel(chart.x_label, fontsize=9)
@@ -75,3 +69,28 @@ def _draw(axis, chart: report_charts.Chart) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", lw=0.7)
     axis.tick_params(labelsize=8.5)
+    _names(axis, chart, scale)
+
+
+def _names(axis, chart: report_charts.Chart, scale: float) -> None:
+    """Beside the ends of their lines, pushed apart where they would touch."""
+    ends = []
+    for line in chart.lines:
+        kept = np.isfinite(line.y)
+        if line.name and kept.any():
+            ends.append((line.x[kept][-1], scale * line.y[kept][-1], line))
+    ends.sort(key=lambda end: end[1])
+    pixels = [axis.transData.transform(end[:2])[1] for end in ends]
+    points = 72 / axis.figure.dpi
+    low, high = axis.transData.transform([(1, y) for y in axis.get_ylim()])[:, 1]
+    places = report_svg.spread(pixels, 10 / points, low, high)
+    for (x, y, line), pixel, place in zip(ends, pixels, places, strict=True):
+        axis.annotate(
+            line.name,
+            (x, y),
+            xytext=(4, (place - pixel) * points),
+            textcoords="offset points",
+            color=_TONES[line.tone],
+            va="center",
+            fontsize=8.5,
+        )
