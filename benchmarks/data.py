@@ -12,9 +12,10 @@ A corpus of English-like documents of about 2 KB is generated as JSONL, prepared
     in_order, shuffled      documents of a source
     packed, trunks          batches of 16 rows of 1,024 tokens, in the order of a run
 
-Tokens are bytes of text (the bytes tokenizer), so that no vocabulary is measured. The rate counts
-opening, where sources of up to 10,000 documents are tokenised whole. Resident memory is sampled
-from a tenth of the way on; two cores at most are used.
+Tokens are bytes of text (the bytes tokenizer), so that no vocabulary is measured. The rates count
+opening, where sources of up to 10,000 documents are tokenised whole. `cpu_ns/token` is of all
+threads and hardly depends on what else the machine does. Resident memory is sampled from a tenth of
+the way on; two cores at most are used.
 """
 
 import importlib.util

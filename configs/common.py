@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -24,6 +26,15 @@ def model(**fields) -> ConfigDict:
 def template(name: str) -> str:
     """The path of a template that comes with the project."""
     return str(TEMPLATES / f"{name}.txt")
+
+
+def arm(name: str, title: str, command: str, changes: Mapping[str, Any] | None = None, **fields):
+    """An arm of an experiment; `changes` are values, or whole sections, by dotted path."""
+    pairs = tuple(
+        (path, value.to_dict() if isinstance(value, ConfigDict) else value)
+        for path, value in (changes or {}).items()
+    )
+    return {"name": name, "title": title, "command": command, "changes": pairs, **fields}
 
 
 def parse_arg(arg: str, **defaults):

@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     stage0.optimizer.muon_learning_rate = 1e-2
     stage0.optimizer.warmup_steps = 50
     stage0.optimizer.decay_steps = 350
-    stage0.gate.spec = _stories("plain", "validation")
+    stage0.gate.mixture = (("stories", _stories("plain", "validation"), 1.0),)
     stage0.gate.labels = ("answer/1", "answer/2")
     stage0.gate.threshold = 0.8
     stage0.gate.first_step = 650
@@ -121,16 +121,73 @@ def get_config(arg: str = "") -> ConfigDict:
         "with thoughts only where its entropy is high it is better on all tokens."
     )
     plan.claim_part = "stories"
-    plan.reference.mixture = plain
-    plan.reference.steps = 300
-    for part in (plan.reference, plan.ntp, plan.mixed_sft):
-        part.batch_size, part.seq_len = stage0.batch_size, stage0.seq_len
-    plan.reference.optimizer = stage0.optimizer.copy_and_resolve_references()
-    plan.reference.optimizer.decay_steps = 100
-    plan.ntp.mixture = plain
-    plan.mixed_sft.mixture = stage0.mixture
-    for control in (plan.ntp, plan.mixed_sft):
+    plan.reference = "reference"
+
+    # The reference, and the controls, which execute RPT's FLOPs: continued next-token prediction,
+    # and Mixed SFT, which continues stage 0's own mixture with worked stories.
+    reference = _pretraining(plain)
+    reference.steps = 300
+    reference.optimizer = stage0.optimizer.copy_and_resolve_references()
+    reference.optimizer.decay_steps = 100
+    ntp, mixed_sft = _pretraining(plain), _pretraining(stage0.mixture)
+    for control in (ntp, mixed_sft):
         control.optimizer.learning_rate = 4e-4
         control.optimizer.warmup_steps = 10
+    continued = {"command": "pretrain", "init": "base", "flops_of": "rpt"}
+    plan.arms = (
+        common.arm("base", "base (stage 0)", "pretrain"),
+        common.arm(
+            *("reference", "reference", "pretrain", {"pretrain": reference}),
+            seed_offset=1000,
+            evaluated=False,
+        ),
+        common.arm("rpt", "RPT + trunk NTP", "train", init="base"),
+        common.arm("ntp", "continued NTP", changes={"pretrain": ntp}, **continued),
+        common.arm("mixed_sft", "Mixed SFT", changes={"pretrain": mixed_sft}, **continued),
+    )
+    plan.claims = _claims()
     config.logging.checkpoint_every_steps = 250
     return config
+
+
+def _pretraining(mixture) -> ConfigDict:
+    """A section of its own, in batches as stage 0's."""
+    section = common.base().pretrain
+    section.mixture = mixture
+    section.batch_size, section.seq_len = 16, 192
+    return section
+
+
+def _claims() -> tuple[dict, ...]:
+    """Hard tokens of the stories; all tokens of them, thinking where it pays; English."""
+    thought, sampled, direct, gated = "thought_argmax", "thought_sample", "no_think", "gated"
+    hard = (
+        ("rpt_thought_over_base_thought", thought, "base", thought, True),
+        ("rpt_sampled_over_base_sampled", sampled, "base", sampled, False),
+        ("rpt_thought_over_own_no_think", thought, "rpt", direct, True),
+        ("rpt_thought_over_base_no_think", thought, "base", direct, False),
+        ("rpt_thought_over_ntp", thought, "ntp", direct, True),
+        ("rpt_thought_over_ntp_thought", thought, "ntp", thought, False),
+        ("rpt_thought_over_mixed_sft_thought", thought, "mixed_sft", thought, False),
+    )
+    everywhere = (
+        ("rpt_gated_over_own_no_think", "stories", "rpt", direct, True),
+        ("rpt_gated_over_ntp", "stories", "ntp", direct, True),
+        ("rpt_gated_over_base_gated", "stories", "base", gated, False),
+        ("rpt_gated_over_ntp_gated", "stories", "ntp", gated, False),
+        ("rpt_gated_over_mixed_sft_gated", "stories", "mixed_sft", gated, False),
+        ("rpt_gated_over_own_no_think_on_all", "all", "rpt", direct, False),
+        ("rpt_gated_over_own_no_think_on_english", "english", "rpt", direct, False),
+    )
+    return (
+        *(
+            {"name": name, "a": "rpt", "mode_a": mode_a, "b": b, "mode_b": mode_b}
+            | {"part": "stories", "goal": goal}
+            for name, mode_a, b, mode_b, goal in hard
+        ),
+        *(
+            {"name": name, "a": "rpt", "mode_a": gated, "b": b, "mode_b": mode_b}
+            | {"part": part, "bin": "gate", "goal": goal}
+            for name, part, b, mode_b, goal in everywhere
+        ),
+    )

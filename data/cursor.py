@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import documents, mixtures, records, resharding, tokenizers
+from data import digests, documents, mixtures, records, resharding, tokenizers
 
+_EDITED = ": the text of a source was edited since; put it back, or begin a new run"
 # Of the state; a state of another version is refused.
-_VERSION = 2
+_VERSION = 3
 
 
 class Found(NamedTuple):
@@ -67,13 +68,16 @@ class Cursor:
         self._shares = [resharding.Share(shard_index, shard_count) for _ in mixture]
         self._drops_in_a_row = [0] * len(mixture)
         self._lineage = ""
+        # Of every source: the records that could not be used, by their places in it.
+        self._faulty: list[set[int]] = [set() for _ in mixture]
         self._counts: dict[str, Any] = {
-            **{name: [0] * len(mixture) for name in ("windows", "finished", "faults")},
+            **{name: [0] * len(mixture) for name in ("windows", "finished")},
             **dict.fromkeys(("dropped", "inexact"), 0),
         }
         self._identity = {
             "version": _VERSION,
             "sources": [[mix.name, len(mix.source)] for mix in mixture],
+            "documents": {mix.name: digests.shown(mix.source.digest()) for mix in mixture},
             "elements": [len(part) for part in self.parts],
             "cutting": cutting,
             "epochs": epochs,
@@ -99,11 +103,12 @@ class Cursor:
             try:
                 found = part.window(*place)
             except records.Fault as fault:
-                self._skip(number, fault)
-                self._finish(number)
+                self._skip(number, place[0], fault)
+                self._pass(number)
                 continue
             if found is None:
-                self._drop(number)
+                self._counts["dropped"] += 1
+                self._pass(number)
                 continue
             document, start = found
             self.mixture.draw(number)
@@ -123,7 +128,7 @@ class Cursor:
         try:
             found = self.parts[number].window(ordinal, window)
         except records.Fault as fault:
-            self._skip(number, fault)
+            self._skip(number, ordinal, fault)
             return None
         return None if found is None else Found((number, ordinal, window), *found)
 
@@ -135,13 +140,15 @@ class Cursor:
             read = counts["finished"][number] * self._shard[1]
             found[f"epochs/{part.name}"] = read / len(part)
             found[f"weight/{part.name}"] = self.mixture.weights[part.name]
-            for reason, left_out in part.counts.items():
+            for reason, left_out in records.left_out(part.counts).items():
                 found[f"left_out/{part.name}/{reason}"] = left_out
+            for fact, known in records.noted(part.counts).items():
+                found[f"noted/{part.name}/{fact}"] = known
         return {
             "windows": sum(counts["windows"]),
             "dropped_documents": counts["dropped"] + sum(part.dropped for part in self.parts),
             "inexact_documents": counts["inexact"],
-            "skipped_faults": sum(counts["faults"]) + sum(part.faults for part in self.parts),
+            "skipped_faults": sum(map(len, self._faulty)) + sum(p.faults for p in self.parts),
             "weight_changes": self.mixture.changes,
             **found,
         }
@@ -154,6 +161,7 @@ class Cursor:
             "shares": [share.get_state() for share in self._shares],
             "mixture": self.mixture.get_state(),
             "counts": _copied(self._counts),
+            "faulty": [sorted(places) for places in self._faulty],
             "drops_in_a_row": list(self._drops_in_a_row),
         }
 
@@ -170,7 +178,7 @@ class Cursor:
             if own != given.get(name):
                 raise ValueError(
                     f"the saved data state is of another run: {name} was {given.get(name)}, "
-                    f"is {own}"
+                    f"is {own}{_EDITED if name == 'documents' else ''}"
                 )
         if self._shard != list(state["shard"]):
             (index, count), (own_index, own_count) = state["shard"], self._shard
@@ -181,15 +189,19 @@ class Cursor:
         self._lineage = state["lineage"]
         self._shares = [resharding.Share.from_state(share) for share in state["shares"]]
         self._counts = _copied(state["counts"])
+        self._faulty = [set(places) for places in state["faulty"]]
         self._drops_in_a_row = list(state["drops_in_a_row"])
         self.mixture.set_state(state["mixture"])
 
-    def _skip(self, number: int, fault: records.Fault) -> None:
-        self.parts[number].check_fault(fault, self._counts["faults"][number])
-        self._counts["faults"][number] += 1
+    def _skip(self, number: int, ordinal: int, fault: records.Fault) -> None:
+        """A record counts once: it comes again in every epoch, and with every window that waits."""
+        part, faulty = self.parts[number], self._faulty[number]
+        place = part.place(ordinal)
+        part.check_fault(fault, 0 if place in faulty else len(faulty))
+        faulty.add(place)
 
-    def _drop(self, number: int) -> None:
-        self._counts["dropped"] += 1
+    def _pass(self, number: int) -> None:
+        """The document at hand gives no window."""
         self._drops_in_a_row[number] += 1
         self._finish(number)
         if self._drops_in_a_row[number] >= documents.DROPS_IN_A_ROW:

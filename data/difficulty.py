@@ -6,7 +6,9 @@ A folder, written once by `python -m rpt.index`, read at random by document id:
     difficulty-00000.array_record   and so on: one record per document, in the order of the source
     ids.npy                         int64 [2, documents]: ids, ascending, and where each lies
 
-A record is little-endian: document id (int64), tokens n (uint32), then two uint16 [n]:
+A document that could not be read (`on_fault=skip` of the source) keeps its place: its record has
+no tokens and the id -1, which is no document's. A record is little-endian: document id (int64),
+tokens n (uint32), then two uint16 [n]:
 
     entropy     filter_entropy (top 16, renormalised) of the prediction of each token;
                 steps of ln(16) / 65534, so within 2.2e-5 nats
@@ -30,9 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import arrayrecords, extras, pipeline, shards
+from data import arrayrecords, extras, pipeline, records, shards
 
-VERSION = 1
+VERSION = 2
 MANIFEST, IDS = "manifest.json", "ids.npy"
 _HEAD = struct.Struct("<qI")
 _NONE = 65535
@@ -57,8 +59,9 @@ class About:
     """What an index depends on.
 
     Fields:
-        source: the spec.
+        source: the spec, without what is done about faults.
         documents: how many it has.
+        documents_digest: of them (data/digests.py): an index goes on for the same documents only.
         tokenizer_digest: of the tokenizer.
         proxy: name of the model.
         proxy_sha256: digest of its parameters.
@@ -70,6 +73,7 @@ class About:
 
     source: str
     documents: int
+    documents_digest: str
     tokenizer_digest: str
     proxy: str
     proxy_sha256: str
@@ -100,7 +104,9 @@ class About:
 
     def windows(self, tokens: int) -> list[tuple[int, int]]:
         """(start, first token that this window decides) of a document's windows."""
-        starts = range(0, max(tokens - self.min_context, 1), self.room - self.min_context)
+        starts = range(
+            0, max(tokens - self.min_context, min(tokens, 1)), self.room - self.min_context
+        )
         return [(start, start + (self.min_context if start else 0)) for start in starts]
 
 
@@ -161,13 +167,23 @@ class Writer:
     def shards_done(self) -> int:
         return len(self._manifest["shards"])
 
-    def write_shard(self, entries: Iterable[Entry], cost: Mapping[str, int]) -> None:
+    @property
+    def faults(self) -> list[tuple[str, str, str]]:
+        """Those met in the shards that are done, as `records.Guard` has them."""
+        done = self._manifest["shards"]
+        return [(*fault,) for shard in done for fault in shard["faults"]]
+
+    def write_shard(
+        self, entries: Iterable[Entry], cost: Mapping[str, int], guard: records.Guard
+    ) -> None:
         """The next shard; it has its name and stands in the manifest once it is whole.
 
         Args:
             entries: of the documents of `about.shards[shards_done]`, in their order.
             cost: what scoring it took: 'scored_tokens' and 'flops'; read when entries are over.
+            guard: of the source; the faults it meets meanwhile are the shard's.
         """
+        met = len(guard.faults)
         path = self._folder / shard_name(self.shards_done)
         partial = path.with_name(path.name + ".partial")
         writer = self._array_record.ArrayRecordWriter(str(partial), "group_size:1")
@@ -181,12 +197,17 @@ class Writer:
         assert documents == len(self.about.shards[self.shards_done])
         partial.replace(path)
         counts = {"documents": documents, "tokens": tokens, **cost}
+        counts["faults"] = [list(fault) for fault in guard.faults[met:]]
         shard = {"file": path.name, "sha256": shards.sha256(path), **counts}
         self._manifest["shards"].append(shard)
         self._save()
 
-    def finish(self) -> dict[str, Any]:
-        """Writes the ids and marks the index complete; returns the manifest."""
+    def finish(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Writes the ids and marks the index complete; returns the manifest.
+
+        Args:
+            counts: of the source (`records.Source`), what was met while reading included.
+        """
         ids = []
         paths = [self._folder / shard["file"] for shard in self._manifest["shards"]]
         reader = arrayrecords.Reader(paths)
@@ -194,11 +215,12 @@ class Writer:
             for place in range(reader.length(shard)):
                 ids.append(_HEAD.unpack_from(reader.read(shard, place))[0])
         # Of equal documents the first counts; they have the same scores.
-        table = np.stack(np.unique(np.array(ids, np.int64), return_index=True))
+        known, places = np.unique(np.array(ids, np.int64), return_index=True)
+        table = np.stack([known, places])[:, known != pipeline.NO_DOCUMENT]
         with (self._folder / (IDS + ".partial")).open("wb") as file:
             np.save(file, table)
         (self._folder / (IDS + ".partial")).replace(self._folder / IDS)
-        self._manifest["complete"] = True
+        self._manifest |= {"complete": True, "counts": dict(counts)}
         self._save()
         return self._manifest
 

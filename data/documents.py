@@ -14,7 +14,6 @@ document, however many there are.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import grain
 import numpy as np
@@ -40,14 +39,14 @@ class Mix:
         name: distinct within the mixture.
         on_fault: what becomes of a record that cannot be used (`records.Fault`) when it is read:
             'fail' raises, 'skip' leaves it out and counts it.
-        max_faults: more than that raise with 'skip', too; those found when the source was opened
-            are among them.
+        max_faults: more records than that raise with 'skip', too; those found when the source was
+            opened are among them. A record counts once, however often it is met.
     """
 
     source: records.Source
     weight: float
     name: str
-    on_fault: Literal["fail", "skip"] = "fail"
+    on_fault: records.OnFault = "fail"
     max_faults: int = 100
 
     def __post_init__(self):
@@ -218,12 +217,16 @@ class Part:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What was left out when the source was opened, by reason."""
+        """Of the source (`records.Source`)."""
         return self._mix.source.counts
 
     def __len__(self) -> int:
         """Ordinals in an epoch."""
         return len(self._table_W2) if self.is_indexed else len(self._mix.source)
+
+    def place(self, ordinal: int) -> int:
+        """The place in the source of an ordinal's document; of a small source, of its window."""
+        return self._order[ordinal]
 
     def read(self, ordinal: int) -> tuple[TokenDocument, Sequence[int]]:
         """The document at an ordinal and where its windows start; none if it is dropped.
@@ -260,7 +263,7 @@ class Part:
         return document, starts[window]
 
     def check_fault(self, fault: records.Fault, faults: int) -> None:
-        """Returns if a fault is to be skipped, after `faults` others that were met while reading.
+        """Returns if a fault is to be skipped, after those of `faults` other records while reading.
 
         Raises:
             records.Fault: it is not, by the policy of `Mix`.
@@ -290,7 +293,8 @@ class Part:
         )
 
     def _left_out(self) -> str:
-        found = [f"{number} {why}" for why, number in self._mix.source.counts.items()]
+        left_out = records.left_out(self._mix.source.counts)
+        found = [f"{number} {why}" for why, number in left_out.items()]
         if self.faults and not found:
             found = [f"{self.faults} faults"]
         return f"; left out before: {', '.join(found)}" if found else ""

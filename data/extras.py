@@ -1,7 +1,10 @@
 """Libraries that only some formats need: imported when such a source is opened."""
 
 import importlib
+import re
 import types
+
+from data import records
 
 
 def load(module: str, extra: str) -> types.ModuleType:
@@ -29,3 +32,12 @@ def load_of_user(module: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"module={module} cannot be imported: {error}") from error
+
+
+def fault_of_tensorflow(error: Exception, where: str) -> records.Fault:
+    """What TensorFlow says when a file is damaged, as a fault; any other error is raised again."""
+    # By the names of its classes: it is not imported here.
+    if type(error).__name__ not in ("DataLossError", "NotFoundError"):
+        raise error
+    reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", " ".join(str(error).split()))
+    return records.Fault("truncated", where, f"cannot be read on: {reason}")

@@ -10,11 +10,12 @@ after each name the sum so far mod 10, so that the last number is the answer:
 
      so gus is<think> gus 5 fay 7 eve 1</think> 1 , fay<think></think> is 6 .
 
-With `idle_thought_fraction` it has empty thoughts before other words too: where there is nothing to
-think, the text just goes on.
+With `idle_thought_fraction` it has empty thoughts before other words too, noise included: where
+there is nothing to think, the text just goes on.
 
 Text. Every word, the first included, is preceded by one space, so that a BPE tokenizer trained on
-`tokenizer_texts` gives one token a word; the tags stand directly behind the word before them.
+`generated.tokenizer_texts` gives one token a word; the tags stand directly behind the word before
+them.
 
 Entropy. Every word but answers and noise is one of at most four choices (<= ln 4 = 1.39 nats):
     first name: 4; further names: 3 (1 to 3 names on), or 'so', where the questions begin
@@ -40,44 +41,22 @@ import dataclasses
 import functools
 import itertools
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from data import records
+from data import digests, generated, records
 
-_NAMES = (
-    "ada ben cal dan dot eli eve fay gil gus hal ian ida ivy jan joe "
-    "kai kim lea leo max mia ned nia oda pam ray rio sam tom uma"
-)
-NAMES = tuple(_NAMES.split())
-DIGITS = tuple("0123456789")
+_NAMES, _DIGITS = generated.NAMES, generated.DIGITS
 ROOT_VALUES = (1, 4, 8)
 INCREMENTS = (2, 5, 9)
-FILLER_SENTENCES = (
-    *(" it rained", " it snowed", " it froze"),
-    *(" we ate", " we ran", " we sang", " we sat"),
-)
-GLUE_WORDS = ("is", "+", ".", ",", ";", "so", "bus", "left", "yes")
-# The word that fills contentless thoughts; it stands nowhere else.
-FILLER_WORD = "hm"
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-KINDS = ("plain", "worked")
-SPLITS = ("train", "validation", "test")
-
 # Weighted choices as tables to index with a uniform number.
 _FIRST_NAMES = (0, 2, 4, 6)
-_NAME_STEPS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
+_NAME_STEPS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)  # of which some may be too large
 _ASIDES = ("noise",) * 12 + ("filler",) * 6 + ("restated",) * 2
-_MAX_VARIABLES = 1 + (len(NAMES) - 1 - max(_FIRST_NAMES)) // max(_NAME_STEPS)
-
 _ROOT_WORDS, _CHAIN_WORDS, _QUESTION_WORDS = 4, 6, 4
 _ASIDE_WORDS = {"noise": 4, "filler": 3, "restated": 7}
 _REDRAWS = 60  # of one variable
 _ATTEMPTS = 10_000  # at one story
-_MASK_64 = (1 << 64) - 1
-_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +72,7 @@ class MiniatureConfig:
     max_words: int = 80  # thoughts not counted
     skip_weights: tuple[float, ...] = (0.85, 0.1, 0.04, 0.01)  # of 0 to 3 definitions not asked
     parent_weights: tuple[float, ...] = (0.75, 0.15, 0.1)  # of 1, 2, 3 definitions back; sum 1
+    largest_name_step: int = 3  # names from one to the next; there are 31, so long stories need 2
     later_root_fraction: float = 0.04  # of the variables after the first
     aside_fraction: float = 0.11  # definitions with an aside: 60% noise, 30% filler, 10% restated
     worked_depth: int = 4  # in worked documents, answers of at most this depth have a thought
@@ -114,9 +94,11 @@ class MiniatureConfig:
         at_least_1 = (self.min_questions, self.max_depth, self.worked_depth)
         held_out = (self.validation_fraction, self.test_fraction)
         skips, parents = self.skip_weights, self.parent_weights
+        most = 1 + (len(generated.NAMES) - 1 - max(_FIRST_NAMES)) // max(1, self.largest_name_step)
         requirements = {
-            f"1 <= min_variables <= max_variables <= {_MAX_VARIABLES}": (
-                1 <= self.min_variables <= self.max_variables <= _MAX_VARIABLES
+            "largest_name_step 1, 2 or 3": 1 <= self.largest_name_step <= 3,
+            f"1 <= min_variables <= max_variables <= {most} (with that largest_name_step)": (
+                1 <= self.min_variables <= self.max_variables <= most
             ),
             "min_questions <= max_questions": self.min_questions <= self.max_questions,
             "min_questions, max_depth, worked_depth, max_worked_questions >= 1": (
@@ -177,12 +159,6 @@ class _Variable(NamedTuple):
     path_hash: int  # 64 bits
 
 
-def _hash_step(state: int, word: int) -> int:
-    """One step of a 64-bit multiplicative hash; the high bits are the good ones."""
-    state = ((state ^ word) * _MULTIPLIER) & _MASK_64
-    return state ^ (state >> 32)
-
-
 def later_root_value(name: int) -> int:
     """The one value a name can have as a root behind other definitions (keeps the choice 4-way)."""
     return ROOT_VALUES[name % len(ROOT_VALUES)]
@@ -209,14 +185,7 @@ class Stories:
     size: int = 10_000_000
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"miniature kind {self.kind!r}: choose one of {', '.join(KINDS)}")
-        if self.split not in SPLITS:
-            raise ValueError(f"miniature split {self.split!r}: choose one of {', '.join(SPLITS)}")
-        if self.seed < 0 or not 0 < self.size <= 1 << 40:
-            raise ValueError(
-                f"miniature seed={self.seed}, size={self.size}: seed must be >= 0, size in 1..2**40"
-            )
+        generated.check(generated.Which(self.kind, self.split, self.seed, self.size), "miniature")
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -228,9 +197,7 @@ class Stories:
     def __getitem__(self, index: int) -> records.Record:
         if not 0 <= index < self.size:
             raise IndexError(f"document {index} of {self.size}")
-        stream = self.seed * len(SPLITS) + SPLITS.index(self.split)
-        stream = stream * len(KINDS) + KINDS.index(self.kind)
-        rng = random.Random((stream << 40) + index)
+        rng = generated.generator(self.kind, self.split, self.seed, index)
         for _ in range(_ATTEMPTS):
             drawn = self._draw(rng)
             if drawn is not None:
@@ -246,11 +213,17 @@ class Stories:
             thoughts = _thoughts(rng, self.config, variables, asked)
         _ask(variables, asked, thoughts, words, labels)
         if self.kind == "worked":
-            _idle(rng, self.config, words, {number for number, _ in labels})
+            answers = {number for number, label in labels if label != "noise"}
+            generated.idle(rng, words, answers, self.config.idle_thought_fraction)
         text = " " + " ".join(words)
         return records.Record(
             text, records.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
         )
+
+    def digest(self) -> int:
+        """Of the fields, and of some stories: another version of this module may tell others."""
+        told = [self[index].text for index in range(min(self.size, 4))]
+        return digests.of_parts(dataclasses.asdict(self), told)
 
     @functools.cached_property
     def _patterns(self) -> tuple[list[tuple[tuple[int, ...], int]], list[float]]:
@@ -265,14 +238,6 @@ class Stories:
         total = sum(weights)
         return patterns, [part / total for part in itertools.accumulate(weights)]
 
-    @functools.cached_property
-    def _path_range(self) -> tuple[int, int]:
-        """Hashes [low, high) that belong to the split."""
-        validation = round(self.config.validation_fraction * (1 << 64))
-        held_out = validation + round(self.config.test_fraction * (1 << 64))
-        edges = {"validation": (0, validation), "test": (validation, held_out)}
-        return edges.get(self.split, (held_out, 1 << 64))
-
     def _draw(self, rng: random.Random) -> tuple[list[_Variable], list[int]] | None:
         """Definitions, and which are asked; None where none with a fitting path was found."""
         config = self.config
@@ -282,7 +247,9 @@ class Stories:
         pattern, num_variables = patterns[
             min(bisect.bisect(cumulated, uniform()), len(patterns) - 1)
         ]
-        low, high = self._path_range
+        low, high = generated.path_range(
+            self.split, config.validation_fraction, config.test_fraction
+        )
         variables: list[_Variable] = []
         for index in range(num_variables):
             for _ in range(_REDRAWS):
@@ -311,7 +278,8 @@ def _draw_variable(
         number = ROOT_VALUES[int(uniform() * 3)]
         parent = -1
     else:
-        name = variables[-1].name + _NAME_STEPS[int(uniform() * 10)]
+        steps = _NAME_STEPS[: bisect.bisect(_NAME_STEPS, config.largest_name_step)]
+        name = variables[-1].name + steps[int(uniform() * len(steps))]
         back, position = 1, uniform()
         for weight in config.parent_weights[:-1]:
             position -= weight
@@ -323,22 +291,30 @@ def _draw_variable(
         else:
             number = INCREMENTS[int(uniform() * 3)]
     if parent < 0:
-        state = _hash_step(config.split_seed + 1, 1 << 20)
+        state = generated.hash_step(config.split_seed + 1, 1 << 20)
         value, depth = number, 1
     else:
         before = variables[parent]
         state = before.path_hash
         value, depth = (before.value + number) % 10, before.depth + 1
-    return _Variable(name, number, parent, value, depth, _hash_step(state, name * 16 + number))
+    return _Variable(
+        name, number, parent, value, depth, generated.hash_step(state, name * 16 + number)
+    )
 
 
 def _statement(variables: list[_Variable], index: int) -> list[str]:
     """The words of a definition, without its end."""
     variable = variables[index]
     if variable.parent < 0:
-        return [NAMES[variable.name], "is", DIGITS[variable.number]]
+        return [_NAMES[variable.name], "is", _DIGITS[variable.number]]
     parent = variables[variable.parent]
-    return [NAMES[variable.name], "is", DIGITS[variable.number], "+", NAMES[parent.name]]
+    return [
+        _NAMES[variable.name],
+        "is",
+        _DIGITS[variable.number],
+        "+",
+        _NAMES[parent.name],
+    ]
 
 
 def _tell(
@@ -362,9 +338,9 @@ def _tell(
         words.append(";")
         if aside == "noise":
             labels.append((len(words) + 1, "noise"))
-            words += ["bus", DIGITS[int(uniform() * 10)], "left", "."]
+            words += ["bus", _DIGITS[int(uniform() * 10)], "left", "."]
         elif aside == "filler":
-            sentence = FILLER_SENTENCES[int(uniform() * len(FILLER_SENTENCES))]
+            sentence = generated.FILLER_SENTENCES[int(uniform() * len(generated.FILLER_SENTENCES))]
             words += [*sentence.split(), "."]
         else:
             words += ["yes", *_statement(variables, max(index - int(uniform() * 3), 0)), "."]
@@ -378,13 +354,11 @@ def _thoughts(
     shallow = [i for i in asked if variables[i].depth <= config.worked_depth]
     thoughts = {}
     for index in rng.sample(shallow, min(len(shallow), config.max_worked_questions)):
-        inside = ""
-        if rng.random() >= config.empty_thought_fraction:
-            walk = _walk(variables, index)
-            if config.filler_thoughts:
-                walk = [FILLER_WORD] * len(walk)
-            inside = " " + " ".join(walk)
-        thoughts[index] = THINK_OPEN + inside + THINK_CLOSE
+        thoughts[index] = generated.thought(
+            _walk(variables, index),
+            empty=rng.random() < config.empty_thought_fraction,
+            filler=config.filler_thoughts,
+        )
     return thoughts
 
 
@@ -395,7 +369,7 @@ def _walk(variables: list[_Variable], index: int) -> list[str]:
     while index >= 0:
         variable = variables[index]
         total = (total + variable.number) % 10
-        words += [NAMES[variable.name], DIGITS[total]]
+        words += [_NAMES[variable.name], _DIGITS[total]]
         index = variable.parent
     return words
 
@@ -413,36 +387,16 @@ def _ask(
     for index in asked:
         variable, thought = variables[index], thoughts.get(index, "")
         # The tags belong to the word 'is'; spaces inside the thought make further words.
-        words += [NAMES[variable.name], "is" + thought, DIGITS[variable.value], ","]
+        words += [
+            _NAMES[variable.name],
+            "is" + thought,
+            _DIGITS[variable.value],
+            ",",
+        ]
         num_words += 2 + thought.count(" ")
         labels.append((num_words, f"answer/{variable.depth}"))
         num_words += 2
     words[-1] = "."
-
-
-def _idle(
-    rng: random.Random, config: MiniatureConfig, words: list[str], labelled: set[int]
-) -> None:
-    """Puts empty thoughts behind words, but not before answers and noise nor inside thoughts."""
-    number = 0  # of the word in the text, where thoughts make further words
-    for index, word in enumerate(words[:-1]):
-        number += 1 + word.count(" ")
-        if number not in labelled and rng.random() < config.idle_thought_fraction:
-            words[index] = word + THINK_OPEN + THINK_CLOSE
-
-
-def _option_value(name: str, text: str, default: Any) -> Any:
-    """The option's text as the type of its default."""
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(default, tuple):
-            return tuple(float(part) for part in text.split(","))
-        return float(text) if isinstance(default, float) else int(text)
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"miniature option {name}={text!r}: expected a value like {name}={default}"
-        ) from None
 
 
 def open_miniature(options: Mapping[str, str]) -> records.Source:
@@ -455,68 +409,8 @@ def open_miniature(options: Mapping[str, str]) -> records.Source:
     Raises:
         ValueError: unknown option or bad value.
     """
-    kinds = {"kind": "plain", "split": "train"}
-    numbers = {"seed": 0, "size": 10_000_000}
-    defaults = {field.name: field.default for field in dataclasses.fields(MiniatureConfig)}
-    values: dict[str, Any] = {}
-    for name, text in options.items():
-        if name in kinds:
-            kinds[name] = text
-        elif name in numbers:
-            numbers[name] = int(text) if text.isdecimal() else -1
-        elif name in defaults:
-            values[name] = _option_value(name, text, defaults[name])
-        else:
-            known = ", ".join([*kinds, *numbers, *defaults])
-            raise ValueError(f"unknown miniature option {name!r}: known are {known}")
-    if values.get("max_variables", _MAX_VARIABLES) < defaults["min_variables"]:
+    found, values = generated.read_options("miniature", options, MiniatureConfig)
+    least = MiniatureConfig.min_variables
+    if values.get("max_variables", least) < least:
         values.setdefault("min_variables", min(2, values["max_variables"]))
-    config = MiniatureConfig(**values)
-    return Stories(config, kinds["kind"], kinds["split"], numbers["seed"], numbers["size"])
-
-
-def words() -> tuple[str, ...]:
-    """Every word that occurs, without its space, each once."""
-    fillers = " ".join(FILLER_SENTENCES).split()
-    return tuple(dict.fromkeys((*NAMES, *DIGITS, *GLUE_WORDS, *fillers, FILLER_WORD)))
-
-
-def tokenizer_texts(repetitions: int = 5000) -> Iterator[str]:
-    """Texts on which BPE training merges every word, with its space, into one token.
-
-    Each text holds all words once, so that rare ones win against other text's pairs as well.
-    """
-    text = "".join(" " + word for word in words())
-    return itertools.repeat(text, repetitions)
-
-
-_STATEMENT = re.compile(r"(\w+) is (\d)(?: \+ (\w+))?")
-
-
-def solve(text: str) -> list[tuple[int, int, str]]:
-    """Answers the questions of a story from its text alone.
-
-    Shares nothing with the generator, so that one can be tested against the other.
-
-    Returns:
-        For each question (index of its answer in text.split(), depth, the right answer).
-    """
-    # Tags and thoughts become marks, so that the numbering of the words stays.
-    hidden = re.sub(r"<think>.*?</think>", lambda m: re.sub(r"\S", "~", m.group()), text)
-    numbered = [(i, w.rstrip("~")) for i, w in enumerate(hidden.split()) if w.rstrip("~")]
-    start = [word for _, word in numbered].index("so")
-    facts: dict[str, tuple[int, str | None]] = {}
-    for sentence in re.split(r"[.;]", " ".join(word for _, word in numbered[:start])):
-        match = _STATEMENT.fullmatch(sentence.strip().removeprefix("yes "))
-        if match:
-            facts[match[1]] = (int(match[2]), match[3])
-    solved = []
-    questions = numbered[start + 1 :]  # name, 'is', answer, ',' or '.'
-    for (_, name), (position, _) in zip(questions[::4], questions[2::4]):
-        depth, total = 0, 0
-        current: str | None = name
-        while current is not None:
-            number, current = facts[current]
-            depth, total = depth + 1, total + number
-        solved.append((position, depth, str(total % 10)))
-    return solved
+    return Stories(MiniatureConfig(**values), *found)

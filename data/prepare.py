@@ -14,18 +14,15 @@ and says so. A folder made from something else is never touched.
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import pathlib
 import sys
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data import commands, recipes, records, shards, sources, tokenizers
+from data import commands, digests, recipes, records, shards, sources, tokenizers
 
-_FINGERPRINT_DOCUMENTS = 64
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -47,20 +44,19 @@ def prepare(
     Raises:
         FileNotFoundError, ValueError: as `sources.open_source` and `shards.write`.
     """
-    source = sources.open_source(spec)
+    source, guard = sources.open_guarded(spec)
     if shard_count is not None and not 1 <= shard_count <= len(source):
         raise ValueError(f"cannot make {shard_count} shards of {len(source)} documents")
     loaded = None if tokenizer is None else tokenizers.load(tokenizer)
     ends = None
     if shard_count is not None:
         ends = [len(source) * (shard + 1) // shard_count for shard in range(shard_count)]
-    parsed = sources.parse(spec)
-    rules = sources.take_guard(parsed.options)
     digest = None if loaded is None else loaded.digest()
     identity = {
-        "source": _without_policy(parsed),
-        "fingerprint": fingerprint(source),
-        "max_bytes": rules.max_bytes,
+        "source": sources.without_policy(spec),
+        "documents": len(source),
+        "digest": digests.shown(source.digest()),
+        "max_bytes": guard.max_bytes,
         "shard_count": shard_count,
         "tokenizer_digest": digest,
     }
@@ -71,28 +67,12 @@ def prepare(
         {"source": spec, "license": license, "tokenizer": tokenizer, "tokenizer_digest": digest},
         None if loaded is None else (lambda text: len(loaded.encode(text))),
         source.counts,
+        tuple(guard.faults),
     )
-    manifest, written = shards.write(pathlib.Path(out).expanduser(), plan, rules, progress)
+    manifest, written = shards.write(pathlib.Path(out).expanduser(), plan, guard, progress)
     if not manifest["documents"]:
         raise ValueError(f"{out} holds no document: all were left out {manifest['skipped']}")
     return manifest, written
-
-
-def _without_policy(parsed: sources.Spec) -> str:
-    """The spec without what is done about faults: that may change when a preparation goes on."""
-    query = urllib.parse.urlencode(sorted(parsed.options.items()), safe="/*,:")
-    return f"{parsed.name}:{parsed.path}" + (f"?{query}" if query else "")
-
-
-def fingerprint(source: records.Source) -> str:
-    """Of the number of documents and of 64 of them: another source has another."""
-    count = len(source)
-    step = max(count // _FINGERPRINT_DOCUMENTS, 1)
-    digest = hashlib.sha256(str(count).encode())
-    for index in sorted({*range(0, count, step), count - 1}):
-        with contextlib.suppress(records.Fault):
-            digest.update(b"%d:%d " % (index, source[index].document_id))
-    return digest.hexdigest()
 
 
 def _items(source: records.Source) -> shards.Items:
@@ -186,11 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted: the same command goes on at the first unfinished shard")
         return 130
     tokens = f", {manifest['tokens']} tokens" if "tokens" in manifest else ""
-    left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["skipped"].items()) or "nothing"
     print(
         f"{arguments.out}: {'written' if written else 'already prepared, verified'}: "
         f"{manifest['documents']} documents, {manifest['text_bytes']} bytes{tokens} in "
-        f"{len(manifest['shards'])} shards; left out: {left_out}"
+        f"{len(manifest['shards'])} shards; {records.described(shards.counts_of(manifest))}"
     )
     return 0
 

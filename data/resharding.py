@@ -92,7 +92,8 @@ def reshard(states: Sequence[Mapping[str, Any]], shard_count: int) -> list[dict[
     """States for `shard_count` shards that together read what the old ones had still to read.
 
     For each source, the new shards' numbers of documents left differ by at most one. Counts are
-    dealt evenly, so that their sums stay; a packed stream's waiting windows go round robin.
+    dealt evenly, so that their sums stay; a packed stream's waiting windows go round robin, and so
+    do the records that any old shard could not use.
 
     Args:
         states: `get_state()` of every shard of one stream, in order, each from any moment.
@@ -115,6 +116,7 @@ def reshard(states: Sequence[Mapping[str, Any]], shard_count: int) -> list[dict[
     ]
     mixture = mixtures.deal_states([state["mixture"] for state in states], shard_count)
     counts = _deal_counts([state["counts"] for state in states], shard_count)
+    faulty = [sorted({place for s in states for place in s["faulty"][k]}) for k in sources]
     lineage = hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()[:16]
     new = []
     for index in range(shard_count):
@@ -125,6 +127,7 @@ def reshard(states: Sequence[Mapping[str, Any]], shard_count: int) -> list[dict[
             "shares": [shares[k][index].get_state() for k in sources],
             "mixture": mixture[index],
             "counts": counts[index],
+            "faulty": [places[index::shard_count] for places in faulty],
             "drops_in_a_row": [0 for _ in sources],
         }
         if "waiting" in states[0]:

@@ -12,6 +12,7 @@ Order, shard ends and bytes are functions of source and settings, so a preparati
 interrupted any number of times gives the same files as one that was not.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib
@@ -20,9 +21,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data import cache, records
+from data import cache, digests, records
 
-VERSION = 1
+VERSION = 2
 # What the documents' texts of a shard come to where no number of shards is asked for.
 SHARD_BYTES = 256 * 2**20
 # Records compressed together: fewer compress worse, more make a random read slower.
@@ -75,7 +76,8 @@ class Plan:
         ends: positions at which shards end; None ends them at SHARD_BYTES of text.
         notes: further entries of the manifest.
         token_count: tokens of a text, to be added up; None for none.
-        skipped: what was left out before, when the source was opened, by reason.
+        before: counts of the source when it was opened (`records.Source`).
+        faults: those met then, as `records.Guard` has them; they count towards its bound.
     """
 
     identity: Mapping[str, Any]
@@ -83,12 +85,13 @@ class Plan:
     ends: Sequence[int] | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     token_count: Callable[[str], int] | None = None
-    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    before: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    faults: Sequence[tuple[str, str, str]] = ()
 
 
 @dataclasses.dataclass
 class _State:
-    """What is done; `.progress.json`."""
+    """What is done; `.progress.json`. Counts and faults are those of the writing alone."""
 
     identity: dict[str, Any]
     position: int = 0
@@ -112,7 +115,7 @@ def write(
         ValueError: the folder holds something else, or a finished shard is not what it was.
         records.Fault: one that must not be skipped; what is finished stays.
     """
-    guard = records.Guard(rules.on_fault, rules.max_faults, rules.max_bytes)
+    guard = records.Guard(rules.on_fault, rules.max_faults, rules.max_bytes, len(plan.faults))
     with cache.locked(folder):
         manifest = folder / "manifest.json"
         if manifest.exists():
@@ -201,6 +204,7 @@ def _write_shard(
     library = importlib.import_module("array_record.python.array_record_module")
     writer = library.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     done = {"documents": 0, "text_bytes": 0, "tokens": 0}
+    content = digests.Running()
     before = [sum(shard[key] for shard in state.shards) for key in ("documents", "text_bytes")]
     try:
         while state.position != end and done["text_bytes"] < (SHARD_BYTES if end is None else 1e99):
@@ -215,6 +219,7 @@ def _write_shard(
             else:
                 raw = encode(item)
                 writer.write(raw)
+                content.add(item.document_id)
                 done["documents"] += 1
                 done["text_bytes"] += len(item.text.encode())
                 done["tokens"] += plan.token_count(item.text) if plan.token_count else 0
@@ -226,7 +231,7 @@ def _write_shard(
         writer.close()
     if plan.token_count is None:
         del done["tokens"]
-    return {**done, "bytes": path.stat().st_size}
+    return {**done, "bytes": path.stat().st_size, "digest": digests.shown(content.value)}
 
 
 def _manifest(plan: Plan, guard: records.Guard, state: _State) -> dict[str, Any]:
@@ -234,15 +239,14 @@ def _manifest(plan: Plan, guard: records.Guard, state: _State) -> dict[str, Any]
         key: sum(shard[key] for shard in state.shards)
         for key in ("documents", "text_bytes", "bytes", *(["tokens"] if plan.token_count else []))
     }
-    skipped = dict(plan.skipped)
-    for reason, number in guard.counts.items():
-        skipped[reason] = skipped.get(reason, 0) + number
+    counts = dict(collections.Counter(plan.before) + collections.Counter(guard.counts))
     return {
         "version": VERSION,
         **plan.notes,
         **totals,
-        "skipped": skipped,
-        "faults": guard.faults,
+        "skipped": records.left_out(counts),
+        "noted": records.noted(counts),
+        "faults": [*plan.faults, *guard.faults],
         "identity": dict(plan.identity),
         "shards": state.shards,
     }
@@ -264,11 +268,18 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if manifest["version"] != VERSION:
             raise ValueError(f"it has version {manifest['version']}, not {VERSION}")
-        _ = [(s["file"], s["documents"], s["bytes"], s["sha256"]) for s in manifest["shards"]]
-        _ = manifest["identity"], manifest["skipped"], manifest["faults"]
+        needed = ("file", "documents", "bytes", "sha256", "digest")
+        _ = [shard[key] for shard in manifest["shards"] for key in needed]
+        _ = [manifest[key] for key in ("identity", "skipped", "noted", "faults")]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error!r}; prepare the folder again") from error
     return manifest
+
+
+def counts_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """What a source of this folder counts (`records.Source`)."""
+    noted = {f"{records.NOTED}{name}": number for name, number in manifest["noted"].items()}
+    return {**manifest["skipped"], **noted}
 
 
 def verify(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:

@@ -171,6 +171,7 @@ def look(
 
 def documents(
     source: records.Source,
+    guard: records.Guard,
     tokenizer: tokenizers.Tokenizer,
     index: difficulty.Index | None,
     cuts: Cuts,
@@ -179,19 +180,26 @@ def documents(
 ) -> Iterator[Document]:
     """From number `first` on; with a file of cuts those that have any.
 
+    Args:
+        guard: decides on documents that cannot be read.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one cannot be read (records.Fault).
     """
     if not 0 <= first < len(source):
         raise ValueError(f"--first={first} is not among the {len(source)} documents")
+    if count < 1:
+        raise ValueError(f"--count={count} must be at least 1")
     shown = 0
-    for number in range(first, min(len(source), first + _SEARCHED)):
-        if shown == count:
-            return
-        record = source[number]
+    searched = range(first, min(len(source), first + _SEARCHED))
+    for number, record in records.readable(source, guard, searched):
         if cuts.by_id is None or record.document_id in cuts.by_id:
             shown += 1
             yield look(record, number, tokenizer, index, cuts)
+        if shown == count:
+            return
+    if not shown and cuts.by_id is None:
+        raise ValueError(f"none of the documents from {first} on can be read")
     if not shown:
         raise ValueError(
             f"none of the documents from {first} on has cuts in that file (looked at up to "
@@ -239,12 +247,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = Cuts(given.cuts)
     if given.cuts and cuts.by_id is None and index is None:
         raise ValueError("a band of entropy (--cuts=LOW:HIGH) needs an --index")
-    source = sources.open_source(given.source)
-    found = list(documents(source, tokenizer, index, cuts, given.first, given.count))
+    source, guard = sources.open_guarded(given.source)
+    met = len(guard.faults)
+    found = list(documents(source, guard, tokenizer, index, cuts, given.first, given.count))
     for document in found:
         print(ansi(document))
-    for reason, count in source.counts.items():
-        print(f"{reason}: {count}")
+    print(records.described(guard.counts_with(source.counts, met)))
     if given.html:
         page = show_html.page(given.source, found)
         partial = given.html.with_name(given.html.name + ".partial")

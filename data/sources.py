@@ -15,14 +15,17 @@ A spec is `name:path?key=value&key=value`; path and options may be missing, valu
     pydoc?split=train                      sections of the documentation inside every CPython
     docstrings                             docstrings of the standard library, a document a module
     bible                                  the King James Version, if Debian's bible-kjv is there
-    miniature:?...                         the generated corpus of data/miniature.py
+    miniature:?...                         generated stories, data/miniature.py
+    skills:?family=pointer                 other generated puzzles, data/skills.py
+    interleave:?a=SPEC&b=SPEC              several sources in turn, their specs URL-quoted
 
 A path is a file, a pattern with `*`, a folder, or the URL of one of these, whose files are copied
 into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an empty line, or by
 `join=`.
 
-All but the miniature, which makes its own splits, take the options of data/transforms.py (filters,
-removal of duplicates and of benchmark text, and `split=train|validation|test`), and
+All but the generated and interleaved ones take the options of data/transforms.py
+(filters, removal of duplicates and of benchmark text, and `split=train|validation|test`),
+`idle_thoughts=0.06` (an empty thought behind that share of the words, data/generated.py), and
 `on_fault=fail|skip`, `max_faults=100`, `max_bytes=16777216`: what is done about records that cannot
 be used. Files are checked whole when they are opened, so that a bad line is found now and not after
 an hour; what is already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is
@@ -30,14 +33,17 @@ checked record by record, when read. A source may be huge: it is indexed, never 
 docs/data-sources.md has more.
 """
 
+import collections
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 from data import (
+    digests,
+    generated,
     miniature,
     records,
+    skills,
     sources_arrayrecord,
     sources_columns,
     sources_installed,
@@ -104,13 +110,20 @@ def open_source(spec: str, **extra: str) -> records.Source:
         ValueError: unknown source or option, empty corpus, or a file that is not what it should be
             (records.Fault).
     """
+    return open_guarded(spec, **extra)[0]
+
+
+def open_guarded(spec: str, **extra: str) -> tuple[records.Source, records.Guard]:
+    """The same, and the guard that the spec asks for: it knows the faults met while opening, and is
+    to decide on those that are met while reading (records.readable)."""
     parsed = parse(spec, **extra)
     name, options = parsed.name, parsed.options
     if name in _MAKE_OWN_SPLITS:
         if parsed.path:
             raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
-        return _MAKE_OWN_SPLITS[name](options)
+        return _MAKE_OWN_SPLITS[name](options), records.Guard()
     transform = transforms.take(options, spec)
+    idle = generated.take_idle(options)
     guard = take_guard(options)
     source = SOURCES[name](parsed.path, options, guard)
     if options:
@@ -120,24 +133,52 @@ def open_source(spec: str, **extra: str) -> records.Source:
     if len(source) == 0:
         raise ValueError(
             f"the source {spec!r} is empty: it holds no document with any text"
-            + _left_out(source.counts.items())
+            + (f" ({records.described(source.counts)})" if source.counts else "")
         )
-    return transform(source, guard.meet if guard.on_fault == "skip" else None)
+    return idle(transform(source, guard)), guard
 
 
-def _left_out(counts: Iterable[tuple[str, int]]) -> str:
-    found = ", ".join(f"{reason} {number}" for reason, number in counts)
-    return f" (left out: {found})" if found else ""
+def without_policy(spec: str) -> str:
+    """The spec without what is done about faults: that may change when something goes on."""
+    parsed = parse(spec)
+    take_guard(parsed.options)
+    query = urllib.parse.urlencode(sorted(parsed.options.items()), safe="/*,:")
+    return f"{parsed.name}:{parsed.path}" + (f"?{query}" if query else "")
 
 
-def fault_policy(spec: str) -> tuple[Literal["fail", "skip"], int]:
-    """The options on_fault (fail) and max_faults (100) of a spec, for the stream that reads it.
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """Document i is one of source i modulo their number, until the shortest one ends."""
 
-    Raises:
-        ValueError: values that they cannot have.
-    """
-    guard = take_guard(parse(spec).options)
-    return ("skip" if guard.on_fault == "skip" else "fail"), guard.max_faults
+    parts: tuple[records.Source, ...]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return sum((collections.Counter(part.counts) for part in self.parts), collections.Counter())
+
+    def __len__(self) -> int:
+        return len(self.parts) * min(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> records.Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.parts[index % len(self.parts)][index // len(self.parts)]
+
+    def digest(self) -> int:
+        return digests.of_parts([part.digest() for part in self.parts])
+
+
+def _open_interleaved(options: dict[str, str]) -> records.Source:
+    if len(options) < 2:
+        raise ValueError(
+            "interleave needs two specs or more: interleave:?a=SPEC&b=SPEC, URL-quoted"
+        )
+    return Interleaved(tuple(map(open_source, options.values())))
+
+
+def interleave(**specs: str) -> str:
+    """The spec of several sources in turn."""
+    return "interleave:?" + urllib.parse.urlencode(specs)
 
 
 SOURCES: dict[str, Opener] = {
@@ -155,5 +196,7 @@ SOURCES: dict[str, Opener] = {
     "bible": sources_installed.open_bible,
 }
 _MAKE_OWN_SPLITS: dict[str, Callable[[dict[str, str]], records.Source]] = {
-    "miniature": miniature.open_miniature
+    "miniature": miniature.open_miniature,
+    "skills": skills.open_skills,
+    "interleave": _open_interleaved,
 }

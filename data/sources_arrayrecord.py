@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from data import arrayrecords, fields, files, records
+from data import arrayrecords, digests, fields, files, records
 
 _FORMS = ("text", "json", "example")
 
@@ -24,6 +24,11 @@ class ArrayRecordSource:
 
     def __len__(self) -> int:
         return self.length
+
+    def digest(self) -> int:
+        """Of the file's size and a sample of its bytes: it is not read through when opened."""
+        chosen = dataclasses.asdict(self.chosen)
+        return digests.of_parts(digests.sampled(self.path), self.form, chosen)
 
     def __getitem__(self, index: int) -> records.Record:
         where = f"{self.path}: record {index}"

@@ -7,6 +7,7 @@ alone.
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data import cache, extras, fields, files, records, sources_prepared
+from data import cache, digests, extras, fields, files, records, sources_prepared
 
 _ROWS = 256
 
@@ -132,6 +133,7 @@ class ArrowSource:
     Fields:
         starts: first row of every batch.
         rows_N: int64; rows that can be used; None for all.
+        content: digest of all rows of the columns that are asked for.
     """
 
     path: pathlib.Path
@@ -139,11 +141,15 @@ class ArrowSource:
     starts: Sequence[int]
     length: int
     rows_N: np.ndarray | None
+    content: int
     chosen: fields.Fields
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.length if self.rows_N is None else len(self.rows_N)
+
+    def digest(self) -> int:
+        return self.content
 
     def __getitem__(self, index: int) -> records.Record:
         row = range(len(self))[index] if self.rows_N is None else int(self.rows_N[index])
@@ -216,12 +222,16 @@ def _open_arrow(path: pathlib.Path, chosen: fields.Fields, guard: records.Guard)
     starts = [0, *itertools.accumulate(len(batch) for batch in batches)]
     kept = []
     bad = False
+    digest = hashlib.sha256()
     for start, batch in zip(starts, batches):
         rows, fine = _usable_rows(batch, start, path, chosen, guard)
         kept.append(rows)
         bad = bad or not fine
+        for name in chosen.names:
+            _add_column(digest, batch.column(name))
     rows_N = np.concatenate(kept) if bad else None
-    return ArrowSource(path, batches, starts[:-1], starts[-1], rows_N, chosen)
+    content = digests.of_parts(digest.digest(), dataclasses.asdict(chosen))
+    return ArrowSource(path, batches, starts[:-1], starts[-1], rows_N, content, chosen)
 
 
 def _check_end(path: pathlib.Path, is_file: bool) -> None:
@@ -240,12 +250,18 @@ def _usable_rows(
 ) -> tuple[np.ndarray, bool]:
     """Rows of a batch without a fault and with any text, and whether these are all."""
     compute = extras.load("pyarrow.compute", "data")
-    columns = [batch.column(name) for name in chosen.names]
-    sizes = sum(compute.binary_length(column).fill_null(0).to_numpy(False) for column in columns)
-    suspect = np.asarray((sizes > guard.max_bytes) | (sizes == 0))
-    for column in columns:
-        if column.null_count or not _is_valid(column):
+    sizes = np.full(len(batch), len(chosen.join.encode()) * (len(chosen.names) - 1))
+    blank = np.ones(len(batch), bool)
+    suspect = np.zeros(len(batch), bool)
+    for column in map(batch.column, chosen.names):
+        lengths = compute.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        sizes += lengths
+        text = _as_text(column)
+        if text is None:
             suspect[:] = True
+        else:
+            blank &= (lengths == 0) | compute.utf8_is_space(text).to_numpy(zero_copy_only=False)
+    suspect |= blank | (sizes > guard.max_bytes)
     usable = np.ones(len(batch), bool)
     for index in suspect.nonzero()[0].tolist():
         item = _item(batch, index, chosen, f"{path}: row {start + index}", guard)
@@ -258,9 +274,28 @@ def _usable_rows(
     return start + usable.nonzero()[0], bool(usable.all())
 
 
-def _is_valid(column: Any) -> bool:
+def _as_text(column: Any) -> Any:
+    """A column as strings, or None if there is a null in it or not all is UTF-8."""
+    library = extras.load("pyarrow", "data")
+    kind = library.large_string() if _is_large(column) else library.string()
     try:
         column.validate(full=True)
+        return None if column.null_count else column.cast(kind)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+def _is_large(column: Any) -> bool:
+    return str(column.type).startswith("large_")
+
+
+def _add_column(digest: Any, column: Any) -> None:
+    """Adds lengths and bytes of a column's values to a SHA-256; a null has the length -1."""
+    compute = extras.load("pyarrow.compute", "data")
+    lengths = compute.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    digest.update(lengths.astype("<i8"))
+    _, offsets, values = column.buffers()
+    if values is not None and len(column):
+        width = "<i8" if _is_large(column) else "<i4"
+        bounds = np.frombuffer(offsets, width)[column.offset :][: len(column) + 1]
+        digest.update(memoryview(values)[int(bounds[0]) : int(bounds[-1])])

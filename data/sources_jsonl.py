@@ -33,8 +33,10 @@ def _scan(path: pathlib.Path, chosen: fields.Fields, guard: records.Guard) -> sp
         for line, text in _texts(file, path, chosen, guard):
             if isinstance(text, records.Fault):
                 yield text
+            elif text.strip():
+                yield spans.Span(line.number, line.offset, line.size, records.document_id(text))
             else:
-                yield (line.number, line.offset, line.size) if text.strip() else None
+                yield None
 
     return scan
 

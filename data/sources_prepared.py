@@ -14,12 +14,13 @@ from data import arrayrecords, cache, files, records, shards
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardSource:
-    """Documents of one shard."""
+    """Documents of one shard; `content` is the digest that its manifest says."""
 
     reader: arrayrecords.Reader
     path: pathlib.Path
     file: int
     length: int
+    content: int
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -31,6 +32,9 @@ class ShardSource:
             return shards.decode(raw)
         except ValueError as error:
             raise records.Fault("unreadable", f"{self.path}: record {index}", str(error)) from error
+
+    def digest(self) -> int:
+        return self.content
 
 
 def open_prepared(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
@@ -45,7 +49,7 @@ def open_prepared(path: str, options: dict[str, str], guard: records.Guard) -> r
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} (source 'prepared')")
     manifest = shards.read_manifest(folder)
-    for reason, number in manifest["skipped"].items():
+    for reason, number in shards.counts_of(manifest).items():
         guard.count(reason, number)
     return _source(folder, manifest, guard)
 
@@ -94,7 +98,8 @@ def _source(folder: pathlib.Path, manifest: Mapping, guard: records.Guard) -> re
         except records.Fault as fault:
             guard.meet(fault)
             continue
-        parts.append(ShardSource(reader, path, number, shard["documents"]))
+        content = int(shard["digest"], 16)
+        parts.append(ShardSource(reader, path, number, shard["documents"], content))
     return records.concatenated(parts)
 
 

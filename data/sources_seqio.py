@@ -59,6 +59,7 @@ def _known_examples(provider: Any, subset: str) -> int | None:
 
 def _items(provider: Any, name: str, subset: str, chosen: fields.Fields, guard: records.Guard):
     is_mixture = hasattr(provider, "total_rate")
+    place = f"seqio {name}[{subset}]"
 
     def items(start: int) -> Iterator[records.Record | records.Fault]:
         settings = {"sequence_length": None, "split": subset, "shuffle": False, "num_epochs": 1}
@@ -72,12 +73,16 @@ def _items(provider: Any, name: str, subset: str, chosen: fields.Fields, guard: 
                 for field in chosen.names
             )
         dataset = provider.get_dataset(**settings)
-        for index, example in enumerate(dataset.skip(start).as_numpy_iterator(), start):
-            where = f"seqio {name}[{subset}]: example {index}"
-            try:
-                yield _record(example, provider.output_features, chosen, where, guard)
-            except records.Fault as fault:
-                yield fault
+        index = start
+        try:
+            for index, example in enumerate(dataset.skip(start).as_numpy_iterator(), start):
+                try:
+                    where = f"{place}: example {index}"
+                    yield _record(example, provider.output_features, chosen, where, guard)
+                except records.Fault as fault:
+                    yield fault
+        except Exception as error:
+            yield extras.fault_of_tensorflow(error, f"{place}, after example {index},")
 
     return items
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data import cache, fields, files, records, spans
+from data import cache, digests, fields, files, records, spans
 
 _SUFFIXES = (".txt", ".md", ".rst")
 
@@ -19,10 +19,12 @@ class FileSource:
 
     Fields:
         stamps_N2: int64; size and time of change of every file (`files.stamp`).
+        content: digest of what was read when the files were checked.
     """
 
     paths: Sequence[pathlib.Path]
     stamps_N2: np.ndarray
+    content: int
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -33,6 +35,9 @@ class FileSource:
         size, changed = self.stamps_N2[index].tolist()
         with files.opened_again(path, (size, changed), str(path)) as file:
             return records.of_text(files.whole_text(file.read(), path))
+
+    def digest(self) -> int:
+        return self.content
 
 
 def open_text(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
@@ -49,13 +54,21 @@ def open_text(path: str, options: dict[str, str], guard: records.Guard) -> recor
             for file in found
         ]
         return records.concatenated(parts)
-    texts = []
+    texts: list[str] = []
     for file in found:
         try:
-            texts += _separated(files.whole_text(file.read_bytes(), file), separator)
+            pieces = _separated(files.whole_text(file.read_bytes(), file), separator)
         except records.Fault as fault:
             guard.meet(fault)
-    return records.from_texts([text for text in texts if text.strip()])
+            continue
+        for number, text in enumerate(pieces, 1):
+            if (size := len(text.encode())) > guard.max_bytes:
+                guard.meet(guard.too_long(f"{file}: piece {number}", size))
+            elif text.strip():
+                texts.append(text)
+            else:
+                guard.count("empty")
+    return records.from_texts(texts)
 
 
 def open_folder(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
@@ -76,43 +89,52 @@ def open_folder(path: str, options: dict[str, str], guard: records.Guard) -> rec
 
 def _file_source(paths: Sequence[pathlib.Path], guard: records.Guard) -> FileSource:
     """Reads every file once, so that a bad one is found now."""
-    kept, stamps = [], []
+    kept, stamps, content = [], [], digests.Running()
     for path in paths:
         size, changed = files.stamp(path)
         try:
             if size > guard.max_bytes:
                 raise guard.too_long(str(path), size)
-            if files.whole_text(path.read_bytes(), path).strip():
+            text = files.whole_text(path.read_bytes(), path)
+            if text.strip():
                 kept.append(path)
                 stamps.append((size, changed))
+                content.add(records.document_id(text))
             else:
                 guard.count("empty")
         except records.Fault as fault:
             guard.meet(fault)
-    return FileSource(kept, np.array(stamps, np.int64).reshape(-1, 2))
+    return FileSource(kept, np.array(stamps, np.int64).reshape(-1, 2), content.value)
 
 
 def _separated(text: str, separator: str) -> list[str]:
+    """What lies between the matches; groups in the expression give no pieces."""
     try:
-        return [part for part in re.split(separator, text) if part]
+        places = [match.span() for match in re.finditer(separator, text)]
     except re.error as error:
         raise ValueError(f"separator {separator!r} is no regular expression: {error}") from error
+    starts = [0, *(end for _, end in places)]
+    ends = [*(start for start, _ in places), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends)]
 
 
 def _paragraphs(path: pathlib.Path, guard: records.Guard) -> spans.Scan:
     """Runs of lines with text; a fault takes the run it lies in with it."""
 
     def scan(file: BinaryIO) -> Iterator[spans.Span | records.Fault | None]:
-        first, start, end = 0, 0, 0
+        first, start, size = 0, 0, 0
+        held: list[bytes] = []
         fault: records.Fault | None = None
 
         def finished() -> Iterator[spans.Span | records.Fault]:
+            where = f"{path}:{first}"
             if fault is not None:
                 yield fault
-            elif end - start > guard.max_bytes:
-                yield guard.too_long(f"{path}:{first}", end - start)
+            elif size > guard.max_bytes:
+                yield guard.too_long(where, size)
             elif first:
-                yield first, start, end - start
+                text = _paragraph(b"".join(held), where)
+                yield spans.Span(first, start, size, records.document_id(text))
 
         for line in files.lines(file, guard.max_bytes):
             where = f"{path}:{line.number}"
@@ -122,11 +144,13 @@ def _paragraphs(path: pathlib.Path, guard: records.Guard) -> spans.Scan:
                 fault, blank = fault or found, False
             if blank:
                 yield from finished()
-                first, fault = 0, None
+                first, size, held, fault = 0, 0, [], None
                 continue
             if not first:
-                first, start, end = line.number, line.offset, line.offset
-            end = line.offset + line.size
+                first, start = line.number, line.offset
+            size += line.size
+            if line.content is not None and size <= guard.max_bytes:
+                held.append(line.content)
         yield from finished()
 
     return scan

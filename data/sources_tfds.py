@@ -6,18 +6,18 @@ through TensorFlow into the cache once.
 
 import dataclasses
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data import extras, fields, records, sources_prepared
+from data import arrayrecords, digests, extras, fields, records, sources_prepared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """Examples of a builder's `as_data_source`."""
+    """Examples of a builder's `as_data_source`, which lie in ArrayRecord files."""
 
     examples: Any
+    paths: Sequence[Any]
     name: str
     chosen: fields.Fields
     max_bytes: int
@@ -31,9 +31,27 @@ class TfdsSource:
         try:
             example = self.examples[index]
         except RuntimeError as error:
-            message = f"cannot be read: {' '.join(str(error).split())}"
-            raise records.Fault("unreadable", where, message) from error
+            raise self._fault(where, error) from error
+        if all(value is None for value in example.values()):
+            # What TFDS makes of a record that a file cut off at a block's end does not have.
+            raise self._fault(where, "its file does not have it")
         return _record(example, self.chosen, where, self.max_bytes)
+
+    def digest(self) -> int:
+        """Of the files' sizes and samples of their bytes: they are not read through when opened."""
+        content = [digests.sampled(path) for path in self.paths]
+        return digests.of_parts(self.name, dataclasses.asdict(self.chosen), content)
+
+    def _fault(self, where: str, error: object) -> records.Fault:
+        """Of the file that is cut off, where one is; else of the example alone."""
+        reader = arrayrecords.Reader([pathlib.Path(path) for path in self.paths])
+        for file in range(len(self.paths)):
+            try:
+                reader.length(file)
+            except records.Fault as fault:
+                return records.Fault(fault.reason, where, f"cannot be read: {fault}")
+        message = f"cannot be read: {' '.join(str(error).split())}"
+        return records.Fault("unreadable", where, message)
 
 
 def open_tfds(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
@@ -64,13 +82,13 @@ def open_tfds(path: str, options: dict[str, str], guard: records.Guard) -> recor
             message = f"has no field {field!r} (fields: {known}); set field=..."
             raise records.Fault("missing_field", name, message)
     try:
-        _ = builder.info.splits[subset].num_examples
+        paths = builder.info.splits[subset].filepaths
     except (ValueError, KeyError) as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"{path!r} of TFDS has no subset {subset!r} (subsets: {known})") from error
     if builder.info.file_format.value == "array_record":
         examples = builder.as_data_source(split=subset)
-        return TfdsSource(examples, name, chosen, guard.max_bytes)
+        return TfdsSource(examples, paths, name, chosen, guard.max_bytes)
     identity = {
         "name": name,
         "path": str(builder.data_path),
@@ -122,13 +140,8 @@ def _items(
                     yield _record(example, chosen, where, guard.max_bytes)
                 except records.Fault as fault:
                     yield fault
-        # TensorFlow's own class, by name: it is not imported here.
         except Exception as error:
-            if type(error).__name__ not in ("DataLossError", "NotFoundError"):
-                raise
-            reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", " ".join(str(error).split()))
-            message = f"cannot be read on: {reason}"
-            yield records.Fault("truncated", f"{name}, after example {index},", message)
+            yield extras.fault_of_tensorflow(error, f"{name}, after example {index},")
 
     return items
 

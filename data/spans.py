@@ -3,7 +3,7 @@
 One pass over the file checks every record and notes where it lies: three numbers a document (line
 number from 1, byte offset, bytes). For a file of more than 16 MiB they lie in the cache, are mapped
 into memory when read, and are found again at the next start, so neither memory nor the time of a
-second start grows with the file.
+second start grows with the file. The documents' digest, made in the same pass, lies beside them.
 """
 
 import dataclasses
@@ -12,17 +12,26 @@ import json
 import pathlib
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data import cache, files, records
+from data import cache, digests, files, records
 
 _CACHED_FROM_BYTES = 16 * 2**20
-_VERSION = 1
+_VERSION = 2
 _ENTRY = struct.Struct("<QQQ")
 
-Span = tuple[int, int, int]
+
+class Span(NamedTuple):
+    """Where a document lies: its first line, from 1; bytes; and the id of its text."""
+
+    number: int
+    offset: int
+    size: int
+    document_id: int
+
+
 # What a pass over a file finds: a document, one without text (None), or a fault.
 Scan = Callable[[BinaryIO], Iterator[Span | records.Fault | None]]
 
@@ -35,12 +44,14 @@ class SpanSource:
         stamp: of the file when it was scanned (`files.stamp`).
         spans_N3: uint64; line number, offset, bytes.
         parse: raw bytes and where they come from, to the text.
+        content: digest of the documents when the file was scanned.
     """
 
     path: pathlib.Path
     stamp: tuple[int, int]
     spans_N3: np.ndarray
     parse: Callable[[bytes, str], str]
+    content: int
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,6 +64,9 @@ class SpanSource:
             file.seek(offset)
             raw = file.read(size)
         return records.of_text(self.parse(raw, where))
+
+    def digest(self) -> int:
+        return self.content
 
 
 def open_spans(
@@ -74,22 +88,24 @@ def open_spans(
     if stamp[0] <= _CACHED_FROM_BYTES:
         sink = io.BytesIO()
         with path.open("rb", files.CHUNK) as file:
-            _write(scan(file), sink, guard)
-        return SpanSource(path, stamp, _spans(np.frombuffer(sink.getbuffer(), "<u8")), parse)
+            content = _write(scan(file), sink, guard)
+        flat = np.frombuffer(sink.getbuffer(), "<u8")
+        return SpanSource(path, stamp, _spans(flat), parse, content)
     folder = cache.entry("spans", _VERSION, str(path.resolve()), *stamp, guard.max_bytes, *key)
     with cache.locked(folder):
         if not (folder / "notes.json").exists():
             own = records.Guard(guard.on_fault, guard.max_faults, guard.max_bytes)
             with path.open("rb", files.CHUNK) as file, (folder / "spans").open("wb") as sink:
-                _write(scan(file), sink, own)
+                content = _write(scan(file), sink, own)
             notes = {"path": str(path), "counts": own.counts, "faults": own.faults}
+            notes["digest"] = digests.shown(content)
             # Last: with it the entry counts as whole.
             cache.replace_text(folder / "notes.json", json.dumps(notes))
     notes = json.loads((folder / "notes.json").read_text())
     guard.replay(notes["counts"], notes["faults"])
     size = (folder / "spans").stat().st_size
     flat = np.memmap(folder / "spans", "<u8", "r") if size else np.zeros(0, "<u8")
-    return SpanSource(path, stamp, _spans(flat), parse)
+    return SpanSource(path, stamp, _spans(flat), parse, int(notes["digest"], 16))
 
 
 def _spans(flat: np.ndarray) -> np.ndarray:
@@ -99,11 +115,15 @@ def _spans(flat: np.ndarray) -> np.ndarray:
 
 def _write(
     found: Iterator[Span | records.Fault | None], sink: BinaryIO, guard: records.Guard
-) -> None:
+) -> int:
+    """Writes where the documents lie; returns their digest."""
+    content = digests.Running()
     for span in found:
         if isinstance(span, records.Fault):
             guard.meet(span)
         elif span is None:
             guard.count("empty")
         else:
-            sink.write(_ENTRY.pack(*span))
+            sink.write(_ENTRY.pack(span.number, span.offset, span.size))
+            content.add(span.document_id)
+    return content.value

@@ -17,8 +17,8 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import sentencepiece
@@ -32,11 +32,33 @@ MAX_BYTES = 100_000_000
 # Longer lines are cut there: SentencePiece would leave them out.
 _LINE_CHARS = 4000
 _LINE_BYTES = 4 * _LINE_CHARS
+_SETTINGS: Mapping[str, Any] = {
+    "hard_vocab_limit": False,
+    # Lossless.
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    "character_coverage": 0.9995,
+    # Indentation is one piece, digits are single.
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    "user_defined_symbols": ["\n", "\t"],
+    "unk_piece": UNKNOWN,
+    "bos_piece": BOS,
+    "eos_piece": EOS,
+    "pad_id": -1,
+    "max_sentence_length": _LINE_BYTES,
+    # Sums of several threads would differ from run to run.
+    "num_threads": 1,
+    "minloglevel": 2,
+}
 
 
 def train(
     source: records.Source,
     vocab_size: int,
+    guard: records.Guard,
     *,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
     kind: Kind = "bpe",
@@ -48,6 +70,7 @@ def train(
     Args:
         source: at least some of its text is read.
         vocab_size: pieces at most; fewer where the text does not have as many.
+        guard: decides on documents that cannot be read.
         special_tokens: besides '<bos>' and '<eos>', which there always are.
         kind: byte-pair encoding, or a unigram language model.
         max_bytes: of training text.
@@ -55,7 +78,7 @@ def train(
 
     Raises:
         ValueError: the vocabulary has no room for its fixed pieces, a special token cannot be one,
-            or SentencePiece refuses.
+            SentencePiece refuses, or a document cannot be read (records.Fault).
     """
     fixed = (UNKNOWN, BOS, EOS, *special_tokens)
     tokenizers_huggingface.check_special_tokens(fixed, BOS, EOS)
@@ -65,43 +88,40 @@ def train(
             f"vocab_size {vocab_size} is too small: bytes and special tokens take {least}"
         )
     out = io.BytesIO()
+    faults: list[records.Fault] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _lines(source, guard, max_bytes, seed)
+        except records.Fault as fault:
+            # SentencePiece makes an error of its own of it.
+            faults.append(fault)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(source, max_bytes, seed),
+            sentence_iterator=lines(),
             model_writer=out,
             model_type=kind,
             vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            # Lossless.
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            byte_fallback=True,
-            character_coverage=0.9995,
-            # Indentation is one piece, digits are single.
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            user_defined_symbols=["\n", "\t"],
             control_symbols=list(special_tokens),
-            unk_piece=UNKNOWN,
-            bos_piece=BOS,
-            eos_piece=EOS,
-            pad_id=-1,
-            max_sentence_length=_LINE_BYTES,
-            # Sums of several threads would differ from run to run.
-            num_threads=1,
-            minloglevel=2,
+            **_SETTINGS,
         )
     except (RuntimeError, OSError) as error:
+        for fault in faults:
+            raise fault from error
         raise ValueError(f"SentencePiece cannot train on this text: {error}") from error
     return tokenizers_sentencepiece.SentencePieceTokenizer(out.getvalue())
 
 
-def _lines(source: records.Source, max_bytes: int, seed: int) -> Iterator[str]:
+def _lines(
+    source: records.Source, guard: records.Guard, max_bytes: int, seed: int
+) -> Iterator[str]:
     """Documents in a seeded order, whole but for the last, line by line."""
     left = max_bytes
-    for index in np.random.default_rng(seed).permutation(len(source)).tolist():
-        for line in source[index].text.splitlines(keepends=True):
+    order = np.random.default_rng(seed).permutation(len(source)).tolist()
+    for _, record in records.readable(source, guard, order):
+        for line in record.text.splitlines(keepends=True):
             for start in range(0, len(line), _LINE_CHARS):
                 piece = line[start : start + _LINE_CHARS]
                 left -= len(piece.encode())
@@ -126,9 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.out.suffix != ".model":
         raise ValueError(f"--out={given.out}: a SentencePiece file is called *.model")
     special = tuple(filter(None, given.special.split(",")))
+    source, guard = sources.open_guarded(given.source)
+    found = len(guard.faults)
     tokenizer = train(
-        sources.open_source(given.source),
+        source,
         given.vocab_size,
+        guard,
         special_tokens=special,
         kind=given.kind,
         max_bytes=given.max_bytes,
@@ -138,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     partial = given.out.with_name(given.out.name + ".partial")
     partial.write_bytes(tokenizer.model)
     os.replace(partial, given.out)
-    print(f"{given.out}: {tokenizer.vocab_size} pieces, digest {tokenizer.digest()[:12]}")
+    counts = records.described(guard.counts_with(source.counts, found))
+    print(f"{given.out}: {tokenizer.vocab_size} pieces, digest {tokenizer.digest()[:12]}; {counts}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@
 
 A view is an array of indices, 8 bytes a document, and rewrites records when they are read; the
 texts stay where they are. Steps 1 to 4 are one pass over the source, step 5 another over the rest.
-What was left out is in `counts` by reason; nothing is left out silently. A record whose text was
+What was left out is in `counts` by reason, and what else is known under `noted/`; nothing is left
+out silently. A record whose text was
 rewritten has the `document_id` of its new text.
 """
 
@@ -23,12 +24,12 @@ import collections
 import dataclasses
 import typing
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from data import decontamination, deduplication, records, splits
+from data import decontamination, deduplication, digests, records, splits
 
 FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 _CONTROL = dict.fromkeys(c for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n\r")
@@ -99,15 +100,14 @@ class View:
     def __getitem__(self, index: int) -> records.Record:
         return rewritten(self.source[int(self.kept[index])], self.settings)
 
-
-class Meet(Protocol):
-    """Raises the fault of a record that cannot be read, or returns to have the record left out."""
-
-    def __call__(self, fault: records.Fault) -> None: ...
+    def digest(self) -> int:
+        """Of the source, of which documents are kept, and of how they are rewritten."""
+        rewriting = [self.settings.control, self.settings.unicode]
+        return digests.of_parts(self.source.digest(), self.kept.astype("<i8").tobytes(), rewriting)
 
 
 class Transform(Protocol):
-    def __call__(self, source: records.Source, meet: Meet | None = None) -> records.Source: ...
+    def __call__(self, source: records.Source, guard: records.Guard) -> records.Source: ...
 
 
 def take(options: dict[str, str], spec: str) -> Transform:
@@ -118,7 +118,7 @@ def take(options: dict[str, str], spec: str) -> Transform:
     """
     given = {name: options.pop(name) for name in OPTIONS if name in options}
     if not given:
-        return lambda source, meet=None: source
+        return lambda source, guard: source
     if given.keys() & set(splits.OPTIONS) and given.get("split") not in splits.NAMES:
         raise ValueError(
             f"{spec!r} needs split=train, validation or test, not {given.get('split')!r}"
@@ -127,28 +127,28 @@ def take(options: dict[str, str], spec: str) -> Transform:
         settings = Settings(**{name: _value(name, text) for name, text in given.items()})
     except ValueError as error:
         raise ValueError(f"{spec!r}: {error}") from error
-    return lambda source, meet=None: apply(source, settings, spec, meet)
+    return lambda source, guard: apply(source, settings, spec, guard)
 
 
 def apply(
-    source: records.Source, settings: Settings, spec: str, meet: Meet | None = None
+    source: records.Source, settings: Settings, spec: str, guard: records.Guard
 ) -> records.Source:
     """The documents that the settings keep.
 
     Args:
         spec: names the source in an error.
-        meet: where faults are skipped, what decides on each; those skipped are left out and
-            counted. None raises them.
+        guard: decides on records that cannot be read; those that it lets pass are left out and
+            counted.
 
     Raises:
         ValueError: no document is left, a split gets none, or a labelled text would be rewritten.
     """
-    if settings.selects or meet is not None:
-        source = _selected(source, settings, meet)
+    if settings.selects:
+        source = _selected(source, settings, guard)
         if len(source) == 0:
-            counts = ", ".join(f"{count} {reason}" for reason, count in source.counts.items())
-            raise ValueError(f"no document of {spec!r} is left after its filters ({counts})")
-    return _split(source, settings) if settings.split else source
+            described = records.described(source.counts)
+            raise ValueError(f"no document of {spec!r} is left after its filters ({described})")
+    return _split(source, settings, guard) if settings.split else source
 
 
 def rewritten(record: records.Record, settings: Settings) -> records.Record:
@@ -190,7 +190,7 @@ def refusal(text: str, settings: Settings) -> str | None:
     return None
 
 
-def _selected(source: records.Source, settings: Settings, meet: Meet | None) -> View:
+def _selected(source: records.Source, settings: Settings, guard: records.Guard) -> View:
     """Steps 1 to 4 in one pass; duplicates are then decided in order, before contamination is."""
     count = len(source)
     counts: collections.Counter[str] = collections.Counter(source.counts)
@@ -200,32 +200,35 @@ def _selected(source: records.Source, settings: Settings, meet: Meet | None) -> 
     near = settings.duplicates == "near"
     sketches = deduplication.Sketches(count, settings.near_threshold) if near else None
     benchmark = _open_benchmark(settings, counts) if settings.decontaminate else None
-    for index in range(count):
-        try:
-            original = source[index]
-        except records.Fault as fault:
-            if meet is None:
-                raise
-            meet(fault)
-            counts[f"fault/{fault.reason}"] += 1
-            continue
+    met = len(guard.faults)
+    for index, original in records.readable(source, guard):
         record = rewritten(original, settings)
         reason = refusal(record.text, settings)
         if reason is not None:
             counts[f"filtered/{reason}"] += 1
             continue
         kept[index] = True
-        counts["rewritten"] += record is not original
+        counts[f"{records.NOTED}rewritten"] += record is not original
         if len(keys):
             keys[index] = deduplication.exact_key(record.text)
         if sketches is not None:
             sketches.add(index, record.text)
         if benchmark is not None:
             contaminated[index] = benchmark.touches(record.text)
+    counts = collections.Counter(guard.counts_with(counts, met))
 
     def left(documents: np.ndarray, reason: str, drop: np.ndarray) -> np.ndarray:
         counts[reason] += int(drop.sum())
         return documents[~drop]
+
+    def text_of(index: int) -> str:
+        try:
+            return rewritten(source[index], settings).text
+        except records.Fault:
+            if guard.on_fault == "fail":
+                raise
+            # Gone since the pass: near to nothing, it stays, and is met when it is to be used.
+            return f"unreadable document {index}"
 
     documents = np.flatnonzero(kept)
     if len(keys):
@@ -233,36 +236,50 @@ def _selected(source: records.Source, settings: Settings, meet: Meet | None) -> 
         repeated[np.unique(keys[documents], return_index=True)[1]] = False
         documents = left(documents, "duplicates/exact", repeated)
     if sketches is not None:
-        drop = sketches.duplicates(documents, lambda i: rewritten(source[i], settings).text)
+        drop = sketches.duplicates(documents, text_of)
         documents = left(documents, "duplicates/near", drop)
     documents = left(documents, "contaminated", contaminated[documents])
     return View(source, documents, settings, {name: n for name, n in counts.items() if n})
 
 
-def _open_benchmark(settings: Settings, counts: dict[str, int]) -> decontamination.Benchmark:
+def _open_benchmark(
+    settings: Settings, counts: collections.Counter[str]
+) -> decontamination.Benchmark:
     # Imported when asked for: it opens sources through this module.
     from data import sources
 
+    source, guard = sources.open_guarded(settings.decontaminate)
+    own = records.left_out(source.counts)
+    met = len(guard.faults)
     benchmark = decontamination.Benchmark(
-        texts(sources.open_source(settings.decontaminate)), settings.decontaminate_words
+        (record.text for _, record in records.readable(source, guard)),
+        settings.decontaminate_words,
     )
-    counts["benchmark/too_short"] += benchmark.ignored
+    own = {**guard.counts_with(own, met), "too_short": benchmark.ignored}
+    counts.update({f"{records.NOTED}benchmark/{reason}": n for reason, n in own.items()})
     return benchmark
 
 
-def _split(source: records.Source, settings: Settings) -> View:
+def _split(source: records.Source, settings: Settings, guard: records.Guard) -> View:
     """Step 5. Of a held-out split, `counts` say how much of it 13-word runs share with train."""
-    dealt = splits.deal(texts(source), settings.split_seed, settings.fractions)
-    kept = dealt.documents[settings.split]
-    counts = {**source.counts, "other_splits": len(source) - len(kept)}
+    read: list[int] = []
+    met = len(guard.faults)
+
+    def texts() -> Iterator[str]:
+        for index, record in records.readable(source, guard):
+            read.append(index)
+            yield record.text
+
+    dealt = splits.deal(texts(), settings.split_seed, settings.fractions)
+    kept = np.array(read, np.int64)[dealt.documents[settings.split]]
+    counts = collections.Counter(guard.counts_with(source.counts, met))
+    counts["other_splits"] += len(read) - len(kept)
     if settings.split != "train":
-        counts["split/words"] = dealt.words[settings.split]
-        counts["split/words_covered_by_train"] = dealt.covered[settings.split]
+        words, covered = dealt.words[settings.split], dealt.covered[settings.split]
+        # Not added up: these are of this split, whatever it was made of.
+        counts[f"{records.NOTED}split/words"] = words
+        counts[f"{records.NOTED}split/words_covered_by_train"] = covered
     return View(source, kept, Settings(), counts)
-
-
-def texts(source: records.Source) -> Iterable[str]:
-    return (source[index].text for index in range(len(source)))
 
 
 def _value(name: str, text: str) -> Any:

@@ -6,13 +6,21 @@ dataclasses below; a field that does not exist, or a value that a class refuses,
 
 import dataclasses
 import fnmatch
-import types
-import typing
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import ml_collections
 
-from rpt import objectives, optimizers, positions, profiling, rewards, sharding
+from rpt import (
+    config_build,
+    experiment_config,
+    objectives,
+    optimizers,
+    positions,
+    profiling,
+    rewards,
+    sharding,
+)
 from rpt import rollout as rollout_lib
 from rpt import watch as watch_lib
 from rpt.model import config as model_config
@@ -57,15 +65,15 @@ class GateConfig:
     """When stage 0 may end: with-thought accuracy on validation answers of shallow depth.
 
     Attributes:
-      spec: validation source with labels.
+      mixture: validation sources with labels; the weights do not matter.
       labels: which labelled tokens count, such as 'answer/1'; none means no gate.
-      threshold: accuracy to reach.
+      threshold: accuracy to reach in every part of the mixture.
       every_steps: how often to look, from `first_step` on.
       max_steps: where the decay begins even if the gate was never passed.
-      documents: how many are measured.
+      documents: how many are measured of each part.
     """
 
-    spec: str = ""
+    mixture: Mixture = ()
     labels: tuple[str, ...] = ()
     threshold: float = 0.9
     first_step: int = 0
@@ -104,6 +112,8 @@ class PositionsConfig:
       proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
         entropies; '' is the policy.
       index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
+      labels: only tokens with one of these labels, all of them if none is given; 'answer' is also
+        'answer/3'. With mode 'random' that is reinforcement learning on verifiable answers.
     """
 
     mode: Literal["entropy", "random"] = "entropy"
@@ -114,6 +124,7 @@ class PositionsConfig:
     min_context: int = 8
     proxy: str = ""
     index: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.proxy and self.index:
@@ -187,6 +198,9 @@ class TrainConfig:
     warmup_learning_rate: float = 1e-4
 
 
+Ablation = Literal["none", "drop", "shuffle", "swap", "truncate", "filler"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation on positions of held-out documents, see rpt/evaluate.py.
@@ -205,6 +219,9 @@ class EvaluateConfig:
       temperature: of the thoughts and of the sampled answers.
       batch_size: trunk rows.
       bins_nats: ascending limits of the bins of bin_entropy; above the last is hard.
+      ablations: what is done to the thoughts of the hard bin before the answer is read again, see
+        rpt/evaluation_ablations.py.
+      filler: text of the one token that the ablation 'filler' puts in place of every other.
       seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
     """
 
@@ -219,6 +236,8 @@ class EvaluateConfig:
     temperature: float = 1.0
     batch_size: int = 16
     bins_nats: tuple[float, ...] = (0.5, 1.0, 1.5)
+    ablations: tuple[Ablation, ...] = ()
+    filler: str = "."
     seed: int = 0
 
     def __post_init__(self):
@@ -230,32 +249,6 @@ class EvaluateConfig:
             raise ValueError(
                 "positions_per_document must not be below other_positions_per_document"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
-    """What rpt.experiment runs beside `pretrain` (stage 0) and `train`, and what it is to show.
-
-    Attributes:
-      hypothesis: in words, committed before the runs.
-      claim_part: the part of the evaluation's mixture whose hard bin carries the claims.
-      least_positions: fewer hard positions than this support no claim.
-      reference: pre-training of the frozen model behind bin_entropy, from another seed.
-      reference_seed_offset: added to the seed for it.
-      ntp: continued next-token prediction from the base. Its steps are set so that it executes
-        RPT's training FLOPs, rounded up; its learning rate decays linearly over all of them.
-      mixed_sft: the same on stage 0's own mixture with worked documents.
-      processes: parts that run side by side.
-    """
-
-    hypothesis: str = ""
-    claim_part: str = ""
-    least_positions: int = 1000
-    reference: PretrainConfig = PretrainConfig()
-    reference_seed_offset: int = 1000
-    ntp: PretrainConfig = PretrainConfig()
-    mixed_sft: PretrainConfig = PretrainConfig()
-    processes: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +282,7 @@ class Config:
     reward: RewardConfig = RewardConfig()
     objective: objectives.ObjectiveConfig = objectives.ObjectiveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    experiment: ExperimentConfig = ExperimentConfig()
+    experiment: experiment_config.ExperimentConfig = experiment_config.ExperimentConfig()
     mesh: sharding.MeshConfig = sharding.MeshConfig()
     logging: LoggingConfig = LoggingConfig()
     watch: watch_lib.WatchConfig = watch_lib.WatchConfig()
@@ -300,7 +293,7 @@ class Config:
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment.processes"),
+    *("mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment."),
 )
 
 
@@ -310,7 +303,7 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     Raises:
       ValueError: an unknown field, a wrong type or a refused value, named by its dotted path.
     """
-    return _build(Config, config.to_dict(), "config")
+    return config_build.build(Config, config.to_dict(), "config")
 
 
 def from_json(value: dict[str, Any]) -> Config:
@@ -319,7 +312,25 @@ def from_json(value: dict[str, Any]) -> Config:
     Raises:
       ValueError: as `from_config_dict`.
     """
-    return _build(Config, value, "config")
+    return config_build.build(Config, value, "config")
+
+
+def changed(config: Config, changes: Iterable[experiment_config.Change]) -> Config:
+    """The config with these fields set, one after the other.
+
+    Raises:
+      ValueError: a path that leads to no field, or a value that the field refuses.
+    """
+    value = dataclasses.asdict(config)
+    for change in changes:
+        *sections, name = change.path.split(".")
+        section: Any = value
+        for inner in sections:
+            section = section.get(inner) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            raise ValueError(f"config.{change.path} is no field that could be changed")
+        section[name] = change.value
+    return from_json(value)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -342,58 +353,6 @@ def is_resumable(path: str) -> bool:
     )
 
 
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """`value` as an instance of the annotation `kind`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _build_union([a for a in args if a is not type(None)], value, path)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, path)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{path} must be a sequence, not {value!r}")
-        return tuple(_build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{path} must be one of {', '.join(map(repr, args))}, not {value!r}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{path} must be of type {kind.__name__}, not {value!r}")
-    return value
-
-
-def _build_union(kinds: list[Any], value: Any, path: str) -> Any:
-    """The first member that accepts the value; dataclasses are told apart by their fields."""
-    errors = []
-    for kind in kinds:
-        try:
-            return _build(kind, value, path)
-        except ValueError as error:
-            errors.append(str(error))
-    raise ValueError(errors[0])
-
-
-def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
-    if isinstance(value, list | tuple):
-        names = [field.name for field in dataclasses.fields(kind)]
-        value = dict(zip(names, value, strict=False))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a section, not {value!r}")
-    hints = typing.get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise ValueError(f"{path}.{name} is no field; known are {', '.join(hints)}")
-    fields = {name: _build(hints[name], v, f"{path}.{name}") for name, v in value.items()}
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def model_from_json(value: dict[str, Any]) -> model_config.ModelConfig:
     """The inverse of dataclasses.asdict on a ModelConfig."""
-    return _build(model_config.ModelConfig, value, "model")
+    return config_build.build(model_config.ModelConfig, value, "model")

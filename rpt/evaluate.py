@@ -21,11 +21,13 @@ results.json, strict JSON (an unknown end of an interval is null; E is {mean, lo
     reference    path, params_sha256: the model behind bin_entropy
     positions    path, sha256, eligible, thought_at
     settings     thoughts, temperature, think_tokens, answer_format, answer_tokens, on_budget,
-                 template_sha256, header_tokens, window_tokens, bins_nats, seed
+                 template_sha256, header_tokens, window_tokens, bins_nats, ablations, filler, seed
     test_reading how many times these parameters have read the test split; null on validation
     parts        for 'all' and each part of the mixture:
       bins         for 'all' tokens, nested ('>0.5') and disjoint ('0.5..1.0', '<=0.5') bins, ROW
-                   or null; the last limit ('>1.5') is the hard bin
+                   or null; the last limit ('>1.5') is the hard bin, whose ROW has `ablations` too:
+                   {name: accuracy, target_probability, minus_thought_argmax, minus_no_think},
+                   E each, of the answers behind altered thoughts (rpt/evaluation_ablations.py)
       labels       for each label, ROW
       leak_check   of the label 'noise' or null: guess, sigma, sigmas_above_guess, leak_suspected
       every_position   n, no_think_raw E, no_think_header E: on all eligible positions
@@ -43,7 +45,8 @@ results.json, strict JSON (an unknown end of an interval is null; E is {mean, lo
            thought_tokens_per_document_token, thought_argmax and thought_sample accuracy on ALL
            tokens, flops_per_predicted_token
 
-target_probability is that of the target's own token, untempered, averaged over thoughts.
+target_probability is that of the target's own token, untempered, averaged over thoughts;
+baseline_target_probability the same token's before any thought.
 """
 
 import dataclasses
@@ -51,7 +54,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +65,7 @@ from rpt import (
     checkpoint,
     cli,
     evaluation,
+    evaluation_ablations,
     evaluation_measure,
     evaluation_positions,
     evaluation_records,
@@ -116,6 +120,7 @@ def evaluate(
     began = time.monotonic()
     settings = config.evaluate
     mixture = _mixture(settings, request.split)
+    filler_id = evaluation_ablations.filler_id(settings, loaded.tokenizer)
     digest = checkpoint.params_sha256(loaded.params)
     thresholds = _thresholds(settings, mixture, request, digest)
     folder = _make_folder(request)
@@ -123,9 +128,11 @@ def evaluate(
     # ---- positions: the same for every arm -------------------------------------------------------
     path = request.positions or folder / POSITIONS
     given, rows = evaluation_reference.open_positions(config, loaded, mixture, path, say)
-    reading = _log_reading(request, digest, given.sha256) if request.split == "test" else None
     bins = evaluation_positions.choose(given.positions, settings)
     thought_P = np.logical_or.reduce(list(bins.values()))
+    hard_P = bins[evaluation_positions.hardest(bins)]
+    plan = evaluation_ablations.plan(settings, filler_id, given.positions, hard_P)
+    reading = _log_reading(request, digest, given.sha256) if request.split == "test" else None
 
     # ---- what the model says ---------------------------------------------------------------------
     subject = evaluation_measure.subject(config, loaded, given.about["window_tokens"])
@@ -133,22 +140,14 @@ def evaluate(
     thinking = dataclasses.replace(
         config.rollout, group_size=settings.thoughts, temperature=settings.temperature
     )
-    raw, header, thoughts, spent = _measure(subject, where, thought_P, thinking, settings.seed, say)
+    said, spent = _measure(subject, where, thought_P, thinking, plan, settings.seed, say)
 
     # ---- tables ----------------------------------------------------------------------------------
-    measured = evaluation_records.measured(given.positions, bins, thought_P, raw, header, thoughts)
-    about = {
-        "split": request.split,
-        "model": {"path": request.path, "step": request.step, "params_sha256": digest},
-        "positions_sha256": given.sha256,
-        "thoughts": settings.thoughts,
-        "bins": list(bins),
-    }
-    evaluation_records.write(
-        folder / PREDICTIONS, about, measured, where.targets_P, raw, header, thoughts
-    )
-    window = float(np.mean([row.window for row in rows]))
-    costs = evaluation.Costs(loaded.model, len(subject.raw_prefix), len(subject.header), window)
+    measured = evaluation_records.measured(given.positions, bins, thought_P, said)
+    about = _about(request, digest, given, settings, bins)
+    predictions = folder / PREDICTIONS
+    evaluation_records.write(predictions, about, measured, where, said, subject.token_bytes)
+    costs = _costs(subject, rows)
     results = {
         "schema": SCHEMA,
         "split": request.split,
@@ -166,6 +165,23 @@ def evaluate(
     return results
 
 
+def _about(
+    request: Request,
+    digest: str,
+    given: evaluation_positions.PositionsFile,
+    settings: config_lib.EvaluateConfig,
+    bins: Iterable[str],
+) -> dict[str, Any]:
+    """The first line of predictions.jsonl."""
+    return {
+        "split": request.split,
+        "model": {"path": request.path, "step": request.step, "params_sha256": digest},
+        "positions_sha256": given.sha256,
+        "thoughts": settings.thoughts,
+        "bins": list(bins),
+    }
+
+
 def _make_folder(request: Request) -> pathlib.Path:
     folder = request.out / request.split
     try:
@@ -180,19 +196,30 @@ def _measure(
     where: evaluation_measure.Sites,
     thought_P: np.ndarray,
     thinking: rollout.RolloutConfig,
+    plan: evaluation_ablations.Plan,
     seed: int,
     say: Callable[[str], None],
-) -> tuple[
-    evaluation_measure.NoThink, evaluation_measure.NoThink, evaluation_measure.Thoughts, int
-]:
-    """Without a thought in both contexts, with thoughts, and the FLOPs executed."""
+) -> tuple[evaluation_records.Said, int]:
+    """Everything that the model is asked, and the FLOPs executed."""
     raw, spent = evaluation_measure.no_think(subject, where, subject.raw_prefix)
     header = raw
     if not np.array_equal(subject.header, subject.raw_prefix):
         header, more = evaluation_measure.no_think(subject, where, subject.header)
         spent += more
     thoughts, more = evaluation_measure.think(subject, where, thought_P, thinking, seed, say)
-    return raw, header, thoughts, spent + more
+    spent += more
+    ablations, more = evaluation_ablations.measure(
+        plan, subject, where, thoughts, thinking.answer_format, say
+    )
+    return evaluation_records.Said(raw, header, thoughts, ablations), spent + more
+
+
+def _costs(
+    subject: evaluation_measure.Subject, rows: Sequence[evaluation_positions.Row]
+) -> evaluation.Costs:
+    window = float(np.mean([row.window for row in rows]))
+    prefixes = len(subject.raw_prefix), len(subject.header)
+    return evaluation.Costs(subject.loaded.model, *prefixes, window)
 
 
 def _mixture(settings: config_lib.EvaluateConfig, split: str) -> config_lib.Mixture:
@@ -231,6 +258,8 @@ def _settings(
         "header_tokens": len(subject.header),
         "window_tokens": subject.window_tokens,
         "bins_nats": list(settings.bins_nats),
+        "ablations": list(settings.ablations),
+        "filler": settings.filler,
         "seed": settings.seed,
     }
 
@@ -327,7 +356,7 @@ def main(argv: list[str]) -> None:
     console = rich.console.Console()
     console.width = max(console.width, evaluation_report.WIDTH)
     console.print(evaluation_report.result_table(results))
-    for line in evaluation_report.gated_lines(results):
+    for line in evaluation_report.lines(results):
         print(line)
     print(f"results in {request.out / request.split / RESULTS}")
 

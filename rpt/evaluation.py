@@ -8,7 +8,7 @@ Letters: P positions, G thoughts per position.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Mode = Literal[
     "no_think", "no_think_raw", "no_think_header", "thought_sample", "thought_argmax",
     "target_probability",
 ]  # fmt: skip
+ABLATION = "ablation_"  # and the name of one: the mode of the answers behind its thoughts
 # At the reported threshold at least this share of the positions must think; it is chosen
 # with a margin, because the share on test differs a little from that on validation.
 LEAST_SHARE, _LEAST_SHARE_CHOSEN = 0.1, 0.12
@@ -33,12 +34,20 @@ ANSWERED = [rewards.CATEGORIES.index(c) for c in rewards.CATEGORIES[3:]]
 _NOT_CLOSED = rewards.CATEGORIES.index("not_closed")
 
 
+class Ablated(NamedTuple):
+    """Answers behind altered thoughts, at the positions of the hard bin; zero elsewhere."""
+
+    reward_PG: np.ndarray
+    target_prob_PG: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
     """Everything the tables need, per position of the positions file and in its order.
 
     Arrays [P, G] hold zeros where `thought_P` is False. raw and header are the two no-think
-    contexts: bos and document, without and with the template's header.
+    contexts: bos and document, without and with the template's header. `ablations` go by name
+    (rpt/evaluation_ablations.py).
     """
 
     part_P: np.ndarray
@@ -58,6 +67,11 @@ class Measured:
     over_budget_PG: np.ndarray
     thought_tokens_PG: np.ndarray
     branch_tokens_PG: np.ndarray
+    ablations: Mapping[str, Ablated] = dataclasses.field(default_factory=dict)
+
+    @property
+    def hard_bin(self) -> str:
+        return evaluation_positions.hardest(self.bins)
 
     @property
     def document_P(self) -> np.ndarray:
@@ -115,22 +129,26 @@ def values(
     gate_entropy lies above it, and the better no-think context elsewhere.
 
     Raises:
-      ValueError: unknown mode, or thoughts asked for where nothing was thought.
+      ValueError: unknown mode, or thoughts asked for where nothing was thought, altered ones
+        outside of the hard bin.
     """
     if mode == "no_think":
         mode = f"no_think_{baseline(measured, mask_P)}"
     direct = {"no_think_raw": measured.raw_reward_P, "no_think_header": measured.header_reward_P}
     if mode in direct:
         return direct[mode][mask_P]
+    ablated = {ABLATION + name: found.reward_PG for name, found in measured.ablations.items()}
     thoughts = {
         "thought_sample": measured.sampled_reward_PG,
         "thought_argmax": measured.argmax_reward_PG,
         "target_probability": measured.target_prob_PG,
+        **ablated,
     }
     if mode not in thoughts:
         known = ", ".join(["no_think", *direct, *thoughts])
         raise ValueError(f"unknown mode {mode!r}; known are {known}")
-    if not measured.thought_P[mask_P].all():
+    asked_P = measured.bins[measured.hard_bin] if mode in ablated else measured.thought_P
+    if not asked_P[mask_P].all():
         raise ValueError(f"{mode} was not measured at all of these positions")
     thought = thoughts[mode][mask_P].mean(axis=1)
     if threshold is None:
@@ -180,6 +198,23 @@ def table_row(
     }
 
 
+def ablation_rows(measured: Measured, mask_P: np.ndarray, seed: int) -> dict[str, Any]:
+    """What remains of the accuracy at positions of the hard bin, by name of the ablation."""
+    document_P = measured.document_P[mask_P]
+    true_P, direct_P = (values(measured, mask_P, mode) for mode in ("thought_argmax", "no_think"))
+    rows = {}
+    for name, ablated in measured.ablations.items():
+        value_P = values(measured, mask_P, ABLATION + name)
+        prob_P = ablated.target_prob_PG[mask_P].mean(axis=1)
+        rows[name] = {
+            "accuracy": estimate(value_P, document_P, seed),
+            "target_probability": estimate(prob_P, document_P, seed),
+            "minus_thought_argmax": difference(value_P, true_P, document_P, seed),
+            "minus_no_think": difference(value_P, direct_P, document_P, seed),
+        }
+    return rows
+
+
 def part_table(measured: Measured, part: str, costs: Costs, seed: int) -> dict[str, Any]:
     """Rows of every bin and label, the leak check, and no-think accuracy on all positions."""
     inside_P = measured.in_part(part)
@@ -188,6 +223,8 @@ def part_table(measured: Measured, part: str, costs: Costs, seed: int) -> dict[s
     for name, bin_P in measured.bins.items():
         kind, _, label = name.partition(":")
         row = table_row(measured, bin_P & inside_P, costs, seed)
+        if row is not None and name == measured.hard_bin:
+            row["ablations"] = ablation_rows(measured, bin_P & inside_P, seed)
         if kind == "label" and row is not None:
             labels[label] = row
         elif kind != "label" and name != GATE:

@@ -43,6 +43,8 @@ class Thoughts(NamedTuple):
     The sampled answer is the whole one; `argmax` is the most probable first token of the answer
     after the same thought. target_prob is the probability of the target token there. `diagnosis`
     indexes rewards.CATEGORIES; thought_tokens were sampled, branch_tokens count all of them.
+    `ids` are the tokens behind the template's tail up to the answer, or to the end of a branch
+    that has none; `begun` says whether it has.
     """
 
     sampled_PG: np.ndarray
@@ -54,6 +56,8 @@ class Thoughts(NamedTuple):
     over_budget_PG: np.ndarray
     thought_tokens_PG: np.ndarray
     branch_tokens_PG: np.ndarray
+    ids_PG: np.ndarray
+    begun_PG: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,18 +202,9 @@ def think(
     half = -(-rollout.total_positions(settings, tables) // 2)
     settings = dataclasses.replace(settings, chunk_tokens=half)
     found, spent = _nothing(len(thought_P), settings.group_size), 0
-    batches = list(_batches(where, thought_P, subject.batch_size))
-    C = max((len(cuts) for batch in batches for _, cuts in batch), default=1)
-    R = C * settings.group_size
-    for number, batch in enumerate(batches):
-        rows = [where.rows[row] for row, _ in batch]
-        inputs = trunk_rows(rows, subject.header, subject.window_tokens, subject.batch_size)
-        place_BC = np.full((subject.batch_size, C), -1, np.int64)
-        for b, (_, cuts) in enumerate(batch):
-            place_BC[b, : len(cuts)] = cuts
-        valid_BC = place_BC >= 0
-        cut_BC = np.where(valid_BC, where.local_P[place_BC] + len(subject.header), 1)
-        ids_B = np.array([row.document_id for row in rows], np.int64)
+    batches = ask(subject, where, thought_P)
+    for number, asked in enumerate(batches):
+        inputs = asked.inputs
         _, kv = scoring.score_trunk(loaded.model, loaded.params, *inputs)
         sampled = rollout.rollout(
             loaded.model,
@@ -217,28 +212,67 @@ def think(
             loaded.params,
             tables,
             kv,
-            cut_BC.astype(np.int32),
-            valid_BC,
+            asked.cut_BC,
+            asked.place_BC >= 0,
             seed=seed,
             step=0,
-            document_ids_B=np.pad(ids_B, (0, subject.batch_size - len(ids_B))),
-            target_BC=np.take_along_axis(inputs.tokens_BS, cut_BC, axis=1),
+            document_ids_B=asked.document_ids_B,
+            target_BC=asked.target_BC,
             # At most two sizes of R, because each is a program of its own.
-            branch_multiple=max(1, R // 2),
+            branch_multiple=max(1, asked.cut_BC.shape[1] * settings.group_size // 2),
         )
         B, S = inputs.tokens_BS.shape
         spent += ledger.trunk_flops(loaded.model, B, S, passes=1)
         spent += ledger.decode_flops(loaded.model, B, S, sampled.decode_steps)[1]
-        _read(found, subject, where, settings, sampled, place_BC)
+        _read(found, subject, where, settings, sampled, asked.place_BC)
         say(f"thoughts {number + 1}/{len(batches)} batches")
     return found, spent
 
 
-def _batches(where: Sites, thought_P, batch_size: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+class Asked(NamedTuple):
+    """Trunk rows under the header, and what is asked in them.
+
+    place_BC indexes the positions, -1 where a slot holds none; cut_BC are trunk positions (1 in
+    such a slot), target_BC the tokens that stand there.
+    """
+
+    inputs: Batch
+    place_BC: np.ndarray
+    cut_BC: np.ndarray
+    target_BC: np.ndarray
+    document_ids_B: np.ndarray
+
+
+def ask(subject: Subject, where: Sites, chosen_P: np.ndarray) -> list[Asked]:
+    """The chosen positions in batches of one shape."""
+    batches = list(_batches(where, chosen_P, subject.batch_size))
+    C = max((len(cuts) for batch in batches for _, cuts in batch), default=1)
+    found = []
+    for batch in batches:
+        rows = [where.rows[row] for row, _ in batch]
+        inputs = trunk_rows(rows, subject.header, subject.window_tokens, subject.batch_size)
+        place_BC = np.full((subject.batch_size, C), -1, np.int64)
+        for b, (_, cuts) in enumerate(batch):
+            place_BC[b, : len(cuts)] = cuts
+        cut_BC = np.where(place_BC >= 0, where.local_P[place_BC] + len(subject.header), 1)
+        ids_B = np.array([row.document_id for row in rows], np.int64)
+        found.append(
+            Asked(
+                inputs=inputs,
+                place_BC=place_BC,
+                cut_BC=cut_BC.astype(np.int32),
+                target_BC=np.take_along_axis(inputs.tokens_BS, cut_BC, axis=1),
+                document_ids_B=np.pad(ids_B, (0, subject.batch_size - len(ids_B))),
+            )
+        )
+    return found
+
+
+def _batches(where: Sites, chosen_P, batch_size: int) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Lists of (row, its positions), at most `_CUTS_PER_ROW` each."""
     pieces: list[tuple[int, np.ndarray]] = []
     for row in range(len(where.rows)):
-        inside = np.flatnonzero((where.row_P == row) & thought_P)
+        inside = np.flatnonzero((where.row_P == row) & chosen_P)
         starts = range(0, len(inside), _CUTS_PER_ROW)
         pieces += [(row, inside[start : start + _CUTS_PER_ROW]) for start in starts]
     for first in range(0, len(pieces), batch_size):
@@ -259,6 +293,8 @@ def _nothing(count: int, group: int) -> Thoughts:
         over_budget_PG=np.zeros(shape, bool),
         thought_tokens_PG=ints.copy(),
         branch_tokens_PG=ints.copy(),
+        ids_PG=empty.copy(),
+        begun_PG=np.zeros(shape, bool),
     )
 
 
@@ -284,6 +320,8 @@ def _read(found: Thoughts, subject, where, settings, sampled: rollout.Rollout, p
     thought_BR = (sampled.sampled_BRT & (position_T < limit_BR[..., None])).sum(axis=2)
 
     place_M = np.repeat(place_BC, group, axis=1).reshape(-1)
+    tokens_MT = sampled.tokens_BRT.reshape(len(place_M), -1)
+    limit_M = limit_BR.reshape(-1)
     for m in np.flatnonzero(place_M >= 0).tolist():
         p, g = place_M[m], m % group
         target, answer = where.targets_P[p], answers[m]
@@ -291,6 +329,7 @@ def _read(found: Thoughts, subject, where, settings, sampled: rollout.Rollout, p
         found.sampled_reward_PG[p, g] = rewards.prefix_match(answer.answer, target)
         found.argmax_PG[p, g] = firsts[m].answer
         found.argmax_reward_PG[p, g] = rewards.prefix_match(firsts[m].answer, target)
+        found.ids_PG[p, g] = tokens_MT[m, sampled.tail_length : limit_M[m]].copy()
         found.diagnosis_PG[p, g] = rewards.CATEGORIES.index(rewards.diagnose(answer, target))
     place_MG = (place_M[place_M >= 0], np.arange(len(place_M))[place_M >= 0] % group)
     for array_PG, value_BR in (
@@ -298,6 +337,7 @@ def _read(found: Thoughts, subject, where, settings, sampled: rollout.Rollout, p
         (found.over_budget_PG, sampled.over_budget_BR),
         (found.thought_tokens_PG, thought_BR),
         (found.branch_tokens_PG, sampled.length_BR),
+        (found.begun_PG, begun_BR),
     ):
         array_PG[place_MG] = value_BR.reshape(-1)[place_M >= 0]
 

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,12 @@ def bin_name(low: float | None, high: float | None) -> str:
     return f"<={high}" if low is None else f"{low}..{high}"
 
 
+def hardest(names: Iterable[str]) -> str:
+    """The bin above the last limit, among names of bins; '' where there is none."""
+    nested = [name for name in names if name.startswith(">")]
+    return max(nested, key=lambda name: float(name[1:]), default="")
+
+
 def nested_and_disjoint(bins_nats: Sequence[float]) -> dict[str, tuple[float, float]]:
     """Every bin's open lower and closed upper limit, hardest first, without the bin 'all'."""
     limits = list(bins_nats)
@@ -238,10 +244,11 @@ def choose(found: Sequence[Position], settings: config.EvaluateConfig) -> dict[s
     order_P = _shuffle(row_P, np.array([p.cut for p in found], np.int64), settings.seed)
     most, others = settings.positions_per_document, settings.other_positions_per_document
     bins = {ALL: _first(np.ones(len(found), bool), row_P, order_P, others)}
-    hardest = bin_name(settings.bins_nats[-1], None)
-    for name, (low, high) in nested_and_disjoint(settings.bins_nats).items():
+    limits = nested_and_disjoint(settings.bins_nats)
+    for name, (low, high) in limits.items():
         inside_P = (entropy_P > low) & (entropy_P <= high)
-        bins[name] = _first(inside_P, row_P, order_P, most if name == hardest else others)
+        count = most if name == hardest(limits) else others
+        bins[name] = _first(inside_P, row_P, order_P, count)
     gate_P = np.zeros(len(found), bool)
     part_P = np.array([p.part for p in found])
     for part in dict.fromkeys(part_P.tolist()):

@@ -7,15 +7,18 @@ Then, for every position of the positions file in its order, lines with
     position       index in the positions file, from 0
     part, document_id, cut
     target         bytes of the token to predict
-    mode           no_think_raw, no_think_header, thought_sample or thought_argmax
+    mode           no_think_raw, no_think_header, thought_sample, thought_argmax, or
+                   ablation_NAME in the hard bin (rpt/evaluation_ablations.py)
     sample         index of the thought; null without one
     predicted      bytes; null where there is no answer
     reward         1 or 0, of the bytes (a right prediction may be longer than `target`)
-    prob           the target token's probability there; for thoughts, after the same thought
+    prob           the target token's probability there: on no_think_* before any thought, on
+                   the others after the same thought (0 where it came to no answer)
 
 and in addition on no_think_raw `bins` (those that it stands for), on no_think_header
-`gate_entropy` (nats), on thought_sample `diagnosis`, `over_budget`, `thought_tokens` and
-`branch_tokens`. Bytes are written as Latin-1 text, one character a byte.
+`gate_entropy` (nats), on thought_sample `thought` (bytes, up to `</think>` or to the end),
+`diagnosis`, `over_budget`, `thought_tokens` and `branch_tokens`. Bytes are written as Latin-1 text,
+one character a byte.
 
 Letters: P positions, G thoughts per position.
 """
@@ -28,7 +31,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rpt import evaluation, evaluation_measure, evaluation_positions, rewards, statistics
+from rpt import (
+    evaluation,
+    evaluation_ablations,
+    evaluation_measure,
+    evaluation_positions,
+    formats,
+    rewards,
+    statistics,
+)
+
+
+class Said(NamedTuple):
+    """Everything that a model said: without a thought in two contexts, after thoughts, and after
+    altered ones by name of the ablation."""
+
+    raw: evaluation_measure.NoThink
+    header: evaluation_measure.NoThink
+    thoughts: evaluation_measure.Thoughts
+    ablations: Mapping[str, evaluation_ablations.Answers]
 
 
 class Recorded(NamedTuple):
@@ -42,16 +63,15 @@ def write(
     path: pathlib.Path,
     about: Mapping[str, Any],
     measured: evaluation.Measured,
-    targets_P: Sequence[rewards.Target],
-    raw: evaluation_measure.NoThink,
-    header: evaluation_measure.NoThink,
-    thoughts: evaluation_measure.Thoughts,
+    where: evaluation_measure.Sites,
+    said: Said,
+    token_bytes: Sequence[bytes],
 ) -> None:
     """Whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         file.write(json.dumps(about, allow_nan=False) + "\n")
-        for p, target in enumerate(targets_P):
+        for p, target in enumerate(where.targets_P):
             place = {
                 "position": p,
                 "part": str(measured.part_P[p]),
@@ -59,13 +79,14 @@ def write(
                 "cut": int(measured.cut_P[p]),
                 "target": _text(target.first_token),
             }
-            for line in _lines(p, measured, raw, header, thoughts):
+            for line in _lines(p, measured, said, token_bytes):
                 file.write(json.dumps({**place, **line}, allow_nan=False) + "\n")
     temporary.replace(path)
 
 
-def _lines(p: int, measured, raw, header, thoughts) -> Iterator[dict[str, Any]]:
+def _lines(p: int, measured, said: Said, token_bytes) -> Iterator[dict[str, Any]]:
     """All lines of one position."""
+    raw, header, thoughts, ablations = said
     yield {
         **_line("no_think_raw", None, raw.predicted_P[p], raw.reward_P[p], raw.target_prob_P[p]),
         "bins": [name for name, bin_P in measured.bins.items() if bin_P[p]],
@@ -87,6 +108,7 @@ def _lines(p: int, measured, raw, header, thoughts) -> Iterator[dict[str, Any]]:
         predicted, reward = thoughts.sampled_PG[p, g], thoughts.sampled_reward_PG[p, g]
         yield {
             **_line("thought_sample", g, predicted, reward, prob),
+            "thought": _text(_thought(thoughts.ids_PG[p, g], token_bytes)),
             "diagnosis": rewards.CATEGORIES[thoughts.diagnosis_PG[p, g]],
             "over_budget": bool(thoughts.over_budget_PG[p, g]),
             "thought_tokens": int(thoughts.thought_tokens_PG[p, g]),
@@ -94,6 +116,18 @@ def _lines(p: int, measured, raw, header, thoughts) -> Iterator[dict[str, Any]]:
         }
         predicted, reward = thoughts.argmax_PG[p, g], thoughts.argmax_reward_PG[p, g]
         yield _line("thought_argmax", g, predicted, reward, prob)
+        if not measured.bins[measured.hard_bin][p]:
+            continue
+        for name, (predicted_PG, reward_PG, prob_PG) in ablations.items():
+            found = (predicted_PG[p, g], reward_PG[p, g], prob_PG[p, g])
+            yield _line(evaluation.ABLATION + name, g, *found)
+
+
+def _thought(ids: np.ndarray, token_bytes: Sequence[bytes]) -> bytes:
+    """What was thought; ids beyond the tokenizer's carry no bytes."""
+    data = b"".join(token_bytes[i] for i in ids.tolist() if i < len(token_bytes))
+    split = formats.split_thought(data)
+    return data if split is None else split[0]
 
 
 def _line(mode: str, sample: int | None, predicted: bytes | None, reward, prob) -> dict[str, Any]:
@@ -133,6 +167,11 @@ def _measured(lines: list[dict[str, Any]], group: int, bins: list[str]) -> evalu
     header = [line for line in lines if line["mode"] == "no_think_header"]
     sampled = [line for line in lines if line["mode"] == "thought_sample"]
     argmax = [line for line in lines if line["mode"] == "thought_argmax"]
+    altered: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["mode"].startswith(evaluation.ABLATION):
+            name = line["mode"].removeprefix(evaluation.ABLATION)
+            altered.setdefault(name, []).append(line)
     count = len(raw)
 
     def per_thought(chosen: list[dict[str, Any]], value: list[Any], dtype: Any) -> np.ndarray:
@@ -165,6 +204,12 @@ def _measured(lines: list[dict[str, Any]], group: int, bins: list[str]) -> evalu
         over_budget_PG=sampled_field("over_budget", bool),
         thought_tokens_PG=sampled_field("thought_tokens", np.int64),
         branch_tokens_PG=sampled_field("branch_tokens", np.int64),
+        ablations={
+            name: evaluation.Ablated(
+                *(per_thought(of, [x[key] for x in of], np.float64) for key in ("reward", "prob"))
+            )
+            for name, of in altered.items()
+        },
     )
 
 
@@ -172,11 +217,10 @@ def measured(
     positions: Sequence[evaluation_positions.Position],
     bins: Mapping[str, np.ndarray],
     thought_P: np.ndarray,
-    raw: evaluation_measure.NoThink,
-    header: evaluation_measure.NoThink,
-    thoughts: evaluation_measure.Thoughts,
+    said: Said,
 ) -> evaluation.Measured:
     """Joins positions with what a model said at them."""
+    raw, header, thoughts, ablations = said
     shared = {field.name for field in dataclasses.fields(evaluation.Measured)}
     return evaluation.Measured(
         part_P=np.array([p.part for p in positions]),
@@ -190,6 +234,10 @@ def measured(
         header_prob_P=header.target_prob_P,
         thought_P=thought_P,
         **{name: value for name, value in thoughts._asdict().items() if name in shared},
+        ablations={
+            name: evaluation.Ablated(found.reward_PG, found.target_prob_PG)
+            for name, found in ablations.items()
+        },
     )
 
 
@@ -212,12 +260,30 @@ def compare(
       bin: such as '>1.5', 'all', 'gate', 'label:noise'.
       part: part of the mixture.
       mode_a, mode_b: 'no_think' (the better context), 'no_think_raw', 'no_think_header',
-        'thought_sample', 'thought_argmax' or 'target_probability'.
+        'thought_sample', 'thought_argmax', 'target_probability', or 'ablation_drop' and the
+        like in the hard bin.
       threshold_a, threshold_b: think only where the arm's own gate_entropy is above it.
       seed: of the bootstrap.
 
     Raises:
       ValueError: the arms were not measured on the same positions, or there are none.
+    """
+    pairs = differences(a, b, bin, part, (mode_a, threshold_a), (mode_b, threshold_b))
+    return statistics.mean_estimate(*pairs, seed)
+
+
+def differences(
+    a: Recorded,
+    b: Recorded,
+    bin: str,
+    part: str,
+    mode_a: tuple[str, float | None],
+    mode_b: tuple[str, float | None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """a - b at each position, and its document; modes with their thresholds, else as `compare`.
+
+    Raises:
+      ValueError: as `compare`.
     """
     for key in ("positions_sha256", "split"):
         if a.about[key] != b.about[key]:
@@ -232,9 +298,7 @@ def compare(
         found.append(recorded.measured.bins[bin] & recorded.measured.in_part(part))
     if not np.array_equal(*found) or not found[0].any():
         raise ValueError(f"bin {bin!r} of part {part!r} is empty, or not the same in both arms")
-    return statistics.paired_difference(
-        evaluation.values(a.measured, found[0], mode_a, threshold_a),
-        evaluation.values(b.measured, found[1], mode_b, threshold_b),
-        a.measured.document_P[found[0]],
-        seed,
+    difference_P = evaluation.values(a.measured, found[0], *mode_a) - evaluation.values(
+        b.measured, found[1], *mode_b
     )
+    return difference_P, a.measured.document_P[found[0]]

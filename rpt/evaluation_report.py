@@ -4,7 +4,7 @@ from typing import Any
 
 import rich.table
 
-from rpt import evaluation
+from rpt import evaluation, evaluation_positions
 
 # What the table needs where the terminal does not say how wide it is.
 WIDTH = 132
@@ -43,20 +43,44 @@ def result_table(results: dict[str, Any]) -> rich.table.Table:
     return table
 
 
-def gated_lines(results: dict[str, Any]) -> list[str]:
-    """One line per part about gated thinking, and a warning where noise was predicted."""
-    lines = []
+def lines(results: dict[str, Any]) -> list[str]:
+    """What the table does not say: gated thinking and ablations by part, a warning of a leak."""
+    return [*_gated_lines(results), *_ablation_lines(results), *_warnings(results)]
+
+
+def _gated_lines(results: dict[str, Any]) -> list[str]:
+    found = []
     for part, entry in (results["gated"] or {}).items():
         reported = entry["reported"]
         gain = reported["thought_argmax_minus_no_think"]
         shown = "shown" if reported["gain_shown"] else "not shown"
-        lines.append(
+        found.append(
             f"gated, {part}: {reported['thought_argmax']:.4f} on all tokens against "
             f"{entry['no_think']['mean']:.4f} without thought ({gain['mean']:+.4f}, {shown}); "
             f"{reported['share']:.0%} of positions think above {reported['threshold']:.2f} nats, "
             f"{reported['thought_tokens_per_document_token']:.2f} thought tokens a token"
         )
+    return found
+
+
+def _ablation_lines(results: dict[str, Any]) -> list[str]:
+    found = []
     for part, entry in results["parts"].items():
-        if entry["leak_check"] and entry["leak_check"]["leak_suspected"]:
-            lines.append(f"WARNING: noise is predicted better than by guessing ({part}): a leak")
-    return lines
+        hard = entry["bins"][evaluation_positions.hardest(entry["bins"])]
+        if hard is None or not hard["ablations"]:
+            continue
+        remains = ", ".join(
+            f"{name} {row['accuracy']['mean']:.3f} ({row['minus_thought_argmax']['mean']:+.3f})"
+            for name, row in hard["ablations"].items()
+        )
+        true = hard["thought_argmax"]["mean"]
+        found.append(f"thoughts altered, hard tokens of {part}: {remains}; true {true:.3f}")
+    return found
+
+
+def _warnings(results: dict[str, Any]) -> list[str]:
+    return [
+        f"WARNING: noise is predicted better than by guessing ({part}): a leak"
+        for part, entry in results["parts"].items()
+        if entry["leak_check"] and entry["leak_check"]["leak_suspected"]
+    ]

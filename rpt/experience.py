@@ -140,6 +140,8 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
         task.tokenizer.special_ids,
         task.expressible_V,
     )
+    if config.positions.labels:
+        eligible_BS &= positions.labelled(batch, config.positions.labels)
     for earlier_BC, chosen_BC in taken:
         row_BC = np.arange(len(earlier_BC))[:, None].repeat(earlier_BC.shape[1], axis=1)
         eligible_BS[row_BC[chosen_BC], earlier_BC[chosen_BC]] = False

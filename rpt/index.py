@@ -6,11 +6,14 @@
 Select training positions by it with --config.positions.index=indexes/pydoc. To get what the proxy
 would say online, give the run's seq_len, min_context and template. Stopped, the same command goes
 on at the first shard that is not whole, and the bytes are those of a run that was not stopped.
+Documents that cannot be read are left out if the spec says `on_fault=skip`, and counted in the
+manifest.
 
 Letters: B trunk rows, S trunk positions.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +24,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from data import difficulty, sources
+from data import difficulty, digests, pipeline, records, sources
 from rpt import checkpoint, cli, formats, ledger, loading, scoring, sharding
 
 # Windows are scored by length, so many batches at once: short documents then share short rows.
@@ -140,12 +143,14 @@ def build(settings: Settings, stop: cli.StopSignal | None = None) -> dict[str, A
       ValueError, FileNotFoundError: source, proxy, template or folder are not what they should be.
       cli.Stopped: the signal came before the last shard.
     """
-    source = sources.open_source(settings.source)
+    source, guard = sources.open_guarded(settings.source)
+    opened = len(guard.faults)
     proxy = loading.load_any(settings.proxy)
     header = formats.load_template(settings.template).header if settings.template else ""
     about = difficulty.About(
-        source=settings.source,
+        source=sources.without_policy(settings.source),
         documents=len(source),
+        documents_digest=digests.shown(source.digest()),
         tokenizer_digest=proxy.tokenizer.digest(),
         proxy=settings.proxy,
         proxy_sha256=checkpoint.params_sha256(proxy.params),
@@ -158,27 +163,33 @@ def build(settings: Settings, stop: cli.StopSignal | None = None) -> dict[str, A
     writer = difficulty.Writer(settings.out, about)
     if writer.is_complete:
         return difficulty.read_manifest(settings.out)
+    guard.replay({}, writer.faults)
     with jax.set_mesh(mesh):
         proxy = proxy._replace(params=loading.place(mesh, proxy.model, proxy.params))
         progress = _Progress(about.documents, writer.shards_done * about.shard_documents)
         for shard in about.shards[writer.shards_done :]:
             cost = {"scored_tokens": 0, "flops": 0}
-            documents = _read(source, shard, proxy, progress, stop)
+            documents = _read(source, guard, shard, proxy, progress, stop)
             entries = score_documents(proxy, mesh, about, documents, settings.batch_size, cost)
-            writer.write_shard(entries, cost)
-    return writer.finish()
+            writer.write_shard(entries, cost, guard)
+    return writer.finish(guard.counts_with(source.counts, opened))
 
 
-def _read(source, shard, proxy, progress, stop) -> Iterator[Document]:
+def _read(source, guard, shard, proxy, progress, stop) -> Iterator[Document]:
+    """A document for every index of the shard, without tokens where it cannot be read."""
     tokenizer = proxy.tokenizer
-    for index in shard:
+    nothing = Document(pipeline.NO_DOCUMENT, np.zeros(0, np.int32))
+    following = shard.start
+    for index, record in records.readable(source, guard, shard):
         if stop is not None and stop.received:
             raise cli.Stopped(f"stopped at document {index}; the same command goes on")
-        record = source[index]
+        yield from itertools.repeat(nothing, index - following)
+        following = index + 1
         encode = tokenizer.encode_markup if record.markup else tokenizer.encode
         tokens = encode(record.text)
         progress.move(index + 1, len(tokens))
         yield Document(record.document_id, tokens)
+    yield from itertools.repeat(nothing, shard.stop - following)
 
 
 class _Progress:
@@ -209,7 +220,10 @@ def main(argv: list[str]) -> None:
     given: dict[str, Any] = {name: values[name].value for name in names}
     manifest = build(Settings(**{**given, "out": pathlib.Path(given["out"])}), cli.StopSignal())
     tokens = sum(shard["tokens"] for shard in manifest["shards"])
-    print(f"{manifest['about']['documents']} documents, {tokens} tokens indexed in {given['out']}")
+    print(
+        f"{manifest['about']['documents']} documents, {tokens} tokens indexed in {given['out']}; "
+        f"{records.described(manifest['counts'])}"
+    )
 
 
 def _define_flags() -> None:

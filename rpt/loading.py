@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import miniature, pipeline, sources, tokenizers, tokenizers_huggingface
+from data import generated, pipeline, sources, tokenizers, tokenizers_huggingface
 from rpt import checkpoint, config, fetch, sharding, weights
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -40,12 +40,17 @@ def open_mixture(mixture: config.Mixture) -> list[pipeline.Mix]:
     """
     if not mixture:
         raise ValueError("the config names no text: set a mixture of (name, spec, weight)")
-    found = []
-    for part in mixture:
-        on_fault, max_faults = sources.fault_policy(part.spec)
-        source = sources.open_source(part.spec)
-        found.append(pipeline.Mix(source, part.weight, part.name, on_fault, max_faults))
-    return found
+    return [open_mix(part.spec, part.weight, part.name) for part in mixture]
+
+
+def open_mix(spec: str, weight: float, name: str) -> pipeline.Mix:
+    """A source as a part of a mixture, with what its spec says about faults.
+
+    Raises:
+      ValueError, FileNotFoundError: as `sources.open_source`.
+    """
+    source, guard = sources.open_guarded(spec)
+    return pipeline.Mix(source, weight, name, guard.on_fault, guard.max_faults)
 
 
 def restore_stream(stream: pipeline.Stream[Any], state: Mapping[str, Any]) -> list[str]:
@@ -97,7 +102,7 @@ def miniature_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
     english = sources.open_source("pydoc:?split=train")
     texts = (english[i].text for i in range(len(english)))
     return tokenizers_huggingface.train_bpe(
-        itertools.chain(miniature.tokenizer_texts(), texts), vocab_size, SPECIAL_TOKENS
+        itertools.chain(generated.tokenizer_texts(), texts), vocab_size, SPECIAL_TOKENS
     )
 
 

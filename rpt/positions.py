@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from data import pipeline
+
 Mode = Literal["entropy", "random"]
 
 
@@ -58,6 +60,17 @@ def eligible_cuts(
     allowed_V[np.array(special, np.int64)] = False
     in_range_BS = in_row_BS & (position_S >= max(header_length + min_context, 1))
     return in_range_BS & allowed_V[np.where(in_row_BS, tokens_BS, 0)]
+
+
+def labelled(batch: pipeline.TrunkBatch, labels: Collection[str]) -> np.ndarray:
+    """bool [B, S]: the document tokens that have one of the labels; 'answer' is also 'answer/3'."""
+    found_BS = np.zeros(batch.tokens_BS.shape, bool)
+    for row, (places, length) in enumerate(zip(batch.labels, batch.lengths_B)):
+        for index, label in places:
+            place = batch.header_length + index
+            if place < length and (label in labels or label.partition("/")[0] in labels):
+                found_BS[row, place] = True
+    return found_BS
 
 
 def choose_cuts(

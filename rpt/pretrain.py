@@ -154,12 +154,13 @@ def _pretrain(
             "training_flops": float(book.training_flops),
         }
         if measure is not None and gated.is_due(settings.gate, step):
-            accuracy, spent = measure.accuracy(params)
+            by_part, spent = measure.accuracy(params)
             book = book.add("eval", 0, spent)
-            gated = gated.after(settings.gate, step, accuracy)
+            gated = gated.after(settings.gate, step, min(by_part.values()))
             log.expect(_total_steps(settings, gated))
-            metrics["gate_accuracy"] = accuracy
-            log.say(f"gate at step {step}: shallow with-thought accuracy {accuracy:.3f}")
+            metrics["gate_accuracy"] = min(by_part.values())
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in by_part.items())
+            log.say(f"gate at step {step}: shallow with-thought accuracy {shares}")
         log.write(step, metrics, f"nll {metrics['ntp_nats']:.3f}")
         meter.add_laps(clock.seconds())
         saving = time.monotonic()
@@ -181,9 +182,9 @@ def _pretrain(
     # ---- the end -------------------------------------------------------------------------------
     done = finished()
     if measure is not None and done and gated.final_accuracy is None:
-        accuracy, spent = measure.accuracy(params)
+        by_part, spent = measure.accuracy(params)
         book = book.add("eval", 0, spent)
-        gated = dataclasses.replace(gated, final_accuracy=accuracy)
+        gated = dataclasses.replace(gated, final_accuracy=min(by_part.values()))
     saving = time.monotonic()
     store.save(checkpoint.TrainState(step, params, opt_state, host_state()))
     store.close()

@@ -8,6 +8,7 @@ Letters: P positions.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,6 +54,49 @@ def mean_estimate(
     Raises:
       ValueError: no position, lengths that differ, or values that are not finite.
     """
+    return pooled_estimate([(value_P, document_P)], seed, samples, confidence)
+
+
+def pooled_estimate(
+    runs: Sequence[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+    samples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """The mean over training runs (seeds) of their means, clustered by (run, document).
+
+    Documents are resampled within each run; the runs stay these runs. So the interval says how
+    certain the mean of these runs is, not what further runs would give.
+
+    Args:
+      runs: (value_P, document_P) of each, as for `mean_estimate`.
+      seed: Of the resampling.
+      samples: Resamples.
+      confidence: Of the two-sided interval.
+
+    Raises:
+      ValueError: no run, or as `mean_estimate`.
+    """
+    if not runs:
+        raise ValueError("no run to estimate a mean from")
+    clustered = [_by_cluster(*run) for run in runs]
+    mean = float(np.mean([total.sum() / count.sum() for total, count in clustered]))
+    clusters = [len(count) for _, count in clustered]
+    low, high = -np.inf, np.inf
+    if min(clusters) > 1:
+        means = [
+            # The first run draws as it does alone, the others each by themselves.
+            _resampled_means(total, count, [seed, *([number] if number else [])], samples)
+            for number, (total, count) in enumerate(clustered)
+        ]
+        ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = np.quantile(np.mean(means, axis=0), ends)
+    n = sum(int(count.sum()) for _, count in clustered)
+    return Estimate(mean=mean, low=float(low), high=float(high), n=n, clusters=sum(clusters))
+
+
+def _by_cluster(value_P: np.ndarray, document_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each document."""
     value_P, document_P = np.asarray(value_P, np.float64), np.asarray(document_P)
     if value_P.ndim != 1 or value_P.shape != document_P.shape:
         raise ValueError(f"values {value_P.shape} and documents {document_P.shape} must be [P]")
@@ -61,18 +105,12 @@ def mean_estimate(
     if not np.isfinite(value_P).all():
         raise ValueError("a value to average is infinite or not a number")
     cluster_P = np.unique(document_P, return_inverse=True)[1].reshape(-1)
-    count = np.bincount(cluster_P)
-    total = np.bincount(cluster_P, weights=value_P)
-    clusters = len(count)
-    mean = float(value_P.sum() / value_P.size)
-    low, high = -np.inf, np.inf
-    if clusters > 1:
-        means = _resampled_means(total, count, seed, samples)
-        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(mean=mean, low=float(low), high=float(high), n=value_P.size, clusters=clusters)
+    return np.bincount(cluster_P, weights=value_P), np.bincount(cluster_P)
 
 
-def _resampled_means(total: np.ndarray, count: np.ndarray, seed: int, samples: int) -> np.ndarray:
+def _resampled_means(
+    total: np.ndarray, count: np.ndarray, seed: list[int], samples: int
+) -> np.ndarray:
     """The mean over positions in each of `samples` resamples of the clusters."""
     generator = np.random.Generator(np.random.Philox(seed))
     clusters = len(count)

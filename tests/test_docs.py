@@ -138,6 +138,7 @@ def test_nothing_is_documented_that_is_not_written():
     # Counted by the data pipeline, one name per source of the mixture among them.
     counts = {"windows", "inexact_documents", "weight_changes"}
     counts |= {"windows/NAME", "epochs/NAME", "weight/NAME", "left_out/NAME/REASON"}
+    counts |= {"noted/NAME/FACT"}
     assert documented() <= metric_names() | summary_names() | counts
 
 

@@ -62,18 +62,23 @@ def write_array_record(path: pathlib.Path, raws):
     writer.close()
 
 
-def write_all(folder: pathlib.Path) -> dict[str, str]:
+def write_all(folder: pathlib.Path, texts=TEXTS) -> dict[str, str]:
     """Writes the corpus in every format; name of the format -> spec."""
     for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst"):
-        write_jsonl(folder / name)
-    write_parquet(folder / "d.parquet")
-    write_hf(folder / "e")
-    write_array_record(folder / "f.array_record", [text.encode() for text in TEXTS])
-    write_array_record(folder / "g.array_record", json_lines().splitlines())
+        write_jsonl(folder / name, texts)
+    write_parquet(folder / "d.parquet", texts)
+    write_hf(folder / "e", texts)
+    write_array_record(folder / "f.array_record", [text.encode() for text in texts])
+    write_array_record(folder / "g.array_record", json_lines(texts).splitlines())
     (folder / "h").mkdir()
-    for number, text in enumerate(TEXTS):
+    for number, text in enumerate(texts):
         (folder / "h" / f"{number:02d}.txt").write_text(text)
-    (folder / "i.txt").write_text("\n\n".join(TEXTS))
+    (folder / "i.txt").write_text("\n\n".join(texts))
+    (folder / "j.txt").write_text("<>".join(texts))
+    return specs_of(folder)
+
+
+def specs_of(folder: pathlib.Path) -> dict[str, str]:
     return {
         "jsonl": f"jsonl:{folder}/a.jsonl",
         "jsonl_gz": f"jsonl:{folder}/b.jsonl.gz",
@@ -83,5 +88,7 @@ def write_all(folder: pathlib.Path) -> dict[str, str]:
         "array_record": f"array_record:{folder}/f.array_record",
         "array_record_json": f"array_record:{folder}/g.array_record?form=json",
         "folder": f"folder:{folder}/h",
+        "text": f"text:{folder}/h/*.txt",
+        "text_separated": f"text:{folder}/j.txt?separator=<(>)",
         "text_blank": f"text:{folder}/i.txt?separator=blank",
     }

@@ -1,5 +1,6 @@
 """Tasks and a mixture of seqio, as a user's module registers them."""
 
+import functools
 import os
 
 import seqio
@@ -45,6 +46,17 @@ seqio.TaskRegistry.add(
     source=seqio.FunctionDataSource(tokens, splits=["train"]),
     preprocessors=[],
     output_features=FEATURES,
+)
+seqio.TaskRegistry.add(
+    "records",
+    source=seqio.TFExampleDataSource(
+        {"train": os.environ["TEST_TFRECORD"]}, {"text": tf.io.FixedLenFeature([], tf.string)}
+    ),
+    preprocessors=[
+        functools.partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
+        seqio.preprocessors.tokenize,
+    ],
+    output_features={"targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)},
 )
 seqio.MixtureRegistry.add("both", [("texts", 3), ("tokens", 1)])
 seqio.MixtureRegistry.add("only_texts", ["texts"], default_rate=1)

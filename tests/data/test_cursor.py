@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import documents, pipeline, records, tokenizers
+from data import documents, pipeline, records, resharding, tokenizers
 
 BYTES = tokenizers.ByteTokenizer()
 LARGE = 10**6
@@ -21,6 +21,9 @@ class Generated:
         self.size, self.faulty, self.counts = size, faulty, counts or {}
 
     def __len__(self):
+        return self.size
+
+    def digest(self):
         return self.size
 
     def __getitem__(self, index):
@@ -214,7 +217,7 @@ def test_a_stream_that_failed_goes_on_where_it_was():
 def test_skipped_faults_are_counted_exactly(large, monkeypatch):
     if large:
         monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", 0)
-    source = Generated(60, third, {"fault/truncated": 2, "too_short": 5})
+    source = Generated(60, third, {"fault/truncated": 2, "too_short": 5, "noted/x": 3})
     stream = trunk([pipeline.Mix(source, 1.0, "corpus", "skip", 22)], epochs=1)
     seen = {id for batch in stream for id in batch.document_ids_B.tolist() if id >= 0}
     long_enough = {i for i in range(60) if len(f"{i} ") + i * 7 % 23 * 7 > 6}
@@ -223,8 +226,66 @@ def test_skipped_faults_are_counted_exactly(large, monkeypatch):
     assert counts["skipped_faults"] == 22
     assert counts["left_out/corpus/fault/truncated"] == 2
     assert counts["left_out/corpus/too_short"] == 5
+    assert counts["noted/corpus/x"] == 3
+    assert "left_out/corpus/noted/x" not in counts
     with pytest.raises(ValueError, match=r"'corpus' has more than max_faults=21 .* is gone"):
         list(trunk([pipeline.Mix(source, 1.0, "corpus", "skip", 21)], epochs=1))
+
+
+def epochs_of(stream, count):
+    while stream.counts()["epochs/corpus"] < count:
+        next(stream)
+
+
+def test_a_record_that_cannot_be_used_counts_once_however_often_it_is_met(monkeypatch):
+    """20 of 60, over epochs, with and without a restart."""
+    monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", 0)
+    source = Generated(60, third)
+
+    def stream(max_faults):
+        return trunk([pipeline.Mix(source, 1.0, "corpus", "skip", max_faults)])
+
+    first = stream(20)
+    epochs_of(first, 2.5)
+    assert first.counts()["skipped_faults"] == 20
+    state = json.loads(json.dumps(first.get_state()))
+    assert state["faulty"] == [list(range(0, 60, 3))]
+    restored = stream(20)
+    restored.set_state(state)
+    epochs_of(restored, 5)
+    assert restored.counts()["skipped_faults"] == 20
+    with pytest.raises(ValueError, match=r"more than max_faults=19 records .* is gone"):
+        epochs_of(stream(19), 1)
+
+
+def test_each_shard_counts_the_records_that_it_met(monkeypatch):
+    monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", 0)
+    mixture = [pipeline.Mix(Generated(60, third), 1.0, "corpus", "skip", 20)]
+
+    def shards(count):
+        return [trunk(mixture, shard_index=i, shard_count=count) for i in range(count)]
+
+    four = shards(4)
+    for shard in four:
+        epochs_of(shard, 1)
+    found = [shard.get_state()["faulty"][0] for shard in four]
+    assert sorted({place for places in found for place in places}) == list(range(0, 60, 3))
+    assert all(len(places) < 20 for places in found)
+    # Dealt anew, no record stands twice, and one shard for all of them has the exact number.
+    for count in (1, 2, 8):
+        states = resharding.reshard([shard.get_state() for shard in four], count)
+        dealt = [place for state in states for place in state["faulty"][0]]
+        assert sorted(dealt) == list(range(0, 60, 3))
+    (one,) = shards(1)
+    one.set_state(resharding.reshard([shard.get_state() for shard in four], 1)[0])
+    epochs_of(one, 4)
+    assert one.counts()["skipped_faults"] == 20
+
+
+def test_a_source_of_which_nothing_can_be_read_ends_whatever_its_bound():
+    mixture = [pipeline.Mix(Generated(20_000, lambda index: True), 1.0, "corpus", "skip", 30_000)]
+    with pytest.raises(ValueError, match="'corpus' is long enough"):
+        next(trunk(mixture))
 
 
 def test_counted_faults_are_in_the_state():
@@ -242,13 +303,14 @@ def test_a_waiting_window_that_vanished_is_a_fault():
     stream = packed([pipeline.Mix(source, 1.0, "corpus")])
     while not stream.get_state()["waiting"]:
         next(stream)
-    state, waiting = stream.get_state(), len(stream.get_state()["waiting"])
+    state = stream.get_state()
+    waiting = {ordinal for _, ordinal, _ in state["waiting"]}
     source.faulty = lambda index: True
     with pytest.raises(records.Fault, match="is gone"):
         packed([pipeline.Mix(source, 1.0, "corpus")]).set_state(state)
     skipping = packed([pipeline.Mix(source, 1.0, "corpus", "skip")])
     skipping.set_state(state)
-    assert skipping.counts()["skipped_faults"] == waiting
+    assert skipping.counts()["skipped_faults"] == len(waiting) > 1
 
 
 def test_a_document_that_became_shorter_is_a_fault():

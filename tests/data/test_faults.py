@@ -112,7 +112,7 @@ def test_empty_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     kind = "array_record" if name.endswith("record") else name.split(".")[1]
     fails(f"{kind}:{tmp_path}/{name}", "empty_file", f"{name} is an empty file of 0 bytes")
-    with pytest.raises(ValueError, match=r"is empty.*left out: fault/empty_file 1"):
+    with pytest.raises(ValueError, match=r"is empty.*left out: 1 fault/empty_file"):
         skipping(f"{kind}:{tmp_path}/{name}")
 
 
@@ -145,6 +145,14 @@ def test_paragraphs(tmp_path):
     assert source.counts == dict.fromkeys(
         ("fault/invalid_utf8", "fault/not_text", "fault/too_long"), 1
     )
+
+
+def test_a_paragraph_that_is_too_long_is_one_fault(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n" + "long line\n" * 4 + "\n\n \n\ntwo\n")
+    source = skipping(f"text:{path}?separator=blank&max_bytes=20")
+    assert corpora.texts_of(source) == ["one", "two"]
+    assert source.counts == {"fault/too_long": 1}
 
 
 def test_truncated_parquet(tmp_path):
@@ -202,6 +210,20 @@ def test_saved_dataset_values_and_cuts(tmp_path):
     source = skipping(spec)
     assert corpora.texts_of(source) == corpora.TEXTS[30:]
     assert source.counts == {"fault/truncated": 1}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_saved_rows_of_white_space_are_empty_and_bytes_are_checked(tmp_path, kind):
+    rows = [b"good", b" \n", b"", "\u3000".encode(), b"x"]
+    bad = [b"\xff"] if kind == pa.binary() else []
+    batch = pa.record_batch({"text": pa.array([*rows, *bad]).cast(kind), "n": range(5 + len(bad))})
+    path = str(tmp_path / "a.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    source = skipping(f"hf:{tmp_path}")
+    assert corpora.texts_of(source) == ["good", "x"]
+    assert source.counts == {"empty": 3, **({"fault/invalid_utf8": 1} if bad else {})}
 
 
 def test_half_written_array_record(tmp_path):
@@ -282,7 +304,7 @@ def test_prepared_shards_vanished_or_cut(tmp_path, cache_folder):
 def test_nothing_left_is_one_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": ""}\n{"text": 3}\n')
-    with pytest.raises(ValueError, match=r"is empty.*\(left out: empty 1, fault/missing_field 1\)"):
+    with pytest.raises(ValueError, match=r"is empty.*\(left out: 1 empty, 1 fault/missing_field\)"):
         skipping(f"jsonl:{path}")
 
 

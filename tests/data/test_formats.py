@@ -1,6 +1,5 @@
 """Formats: the same documents whatever they are stored in, at random, and at the next start."""
 
-import json
 import os
 import random
 
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data import cache, extras, pipeline, records, shards, sources, spans, tokenizers
+from data import cache, extras, records, shards, sources, spans
 from tests.data import corpora
 
 FORMATS = (
@@ -35,24 +34,6 @@ def test_every_format_holds_the_documents_in_any_order(corpus, name):
     order = random.Random(0).sample(range(60), 60)
     assert [source[i] for i in order] == [records.of_text(corpora.TEXTS[i]) for i in order]
     assert texts_at(corpus[name]) == corpora.TEXTS
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_streams_of_every_format_resume(corpus, name):
-    def stream():
-        mixture = [pipeline.Mix(sources.open_source(corpus[name]), 1.0, "x")]
-        return pipeline.packed_batches(
-            mixture, tokenizers.ByteTokenizer(), batch_size=2, seq_len=64, seed=0
-        )
-
-    first = stream()
-    for _ in range(5):
-        next(first)
-    state = json.loads(json.dumps(first.get_state()))
-    wanted = [next(first).tokens_BS for _ in range(5)]
-    second = stream()
-    second.set_state(state)
-    assert all(np.array_equal(next(second).tokens_BS, tokens) for tokens in wanted)
 
 
 def test_patterns_and_folders_are_files_in_order(tmp_path):

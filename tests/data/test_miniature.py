@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data import miniature
+from data import generated, miniature
 
 NUM_DOCUMENTS = 1500
 DEFAULT = miniature.MiniatureConfig()
@@ -25,6 +25,38 @@ KNOWN_WORKED = (
     " + ian ; bus 7 left . so ida is 4 , ian is 9 , hal is<think></think> 4 , gus is<think>"
     " gus 9 fay 8 dot 2</think> 2 , fay is<think></think> 3 ."
 )
+
+
+_STATEMENT = re.compile(r"(\w+) is (\d)(?: \+ (\w+))?")
+
+
+def solve(text: str) -> list[tuple[int, int, str]]:
+    """Answers the questions of a story from its text alone.
+
+    Shares nothing with the generator, so that one can be tested against the other.
+
+    Returns:
+        For each question (index of its answer in text.split(), depth, the right answer).
+    """
+    # Tags and thoughts become marks, so that the numbering of the words stays.
+    hidden = re.sub(r"<think>.*?</think>", lambda m: re.sub(r"\S", "~", m.group()), text)
+    numbered = [(i, w.rstrip("~")) for i, w in enumerate(hidden.split()) if w.rstrip("~")]
+    start = [word for _, word in numbered].index("so")
+    facts: dict[str, tuple[int, str | None]] = {}
+    for sentence in re.split(r"[.;]", " ".join(word for _, word in numbered[:start])):
+        match = _STATEMENT.fullmatch(sentence.strip().removeprefix("yes "))
+        if match:
+            facts[match[1]] = (int(match[2]), match[3])
+    solved = []
+    questions = numbered[start + 1 :]  # name, 'is', answer, ',' or '.'
+    for (_, name), (position, _) in zip(questions[::4], questions[2::4]):
+        depth, total = 0, 0
+        current: str | None = name
+        while current is not None:
+            number, current = facts[current]
+            depth, total = depth + 1, total + number
+        solved.append((position, depth, str(total % 10)))
+    return solved
 
 
 def stories(kind="plain", split="train", seed=0, **changes):
@@ -55,13 +87,13 @@ def asked_paths(text):
     return paths
 
 
-@pytest.mark.parametrize("kind", miniature.KINDS)
-@pytest.mark.parametrize("split", miniature.SPLITS)
+@pytest.mark.parametrize("kind", generated.KINDS)
+@pytest.mark.parametrize("split", generated.SPLITS)
 def test_answers_and_labels_are_what_the_oracle_computes(kind, split):
     for record in records(num=500, kind=kind, split=split):
         words = record.text.split()
         answers = [(i, label) for i, label in record.labels if label != "noise"]
-        solved = miniature.solve(record.text)
+        solved = solve(record.text)
         assert answers == [(i, f"answer/{depth}") for i, depth, _ in solved]
         assert [words[i] for i, _ in answers] == [answer for _, _, answer in solved]
         for i, label in record.labels:
@@ -75,19 +107,19 @@ def test_the_oracle_on_a_story_solved_by_hand():
         " eve is 4 . fay is 2 + eve ; bus 7 left . gus is 5 + fay ; yes eve is 4 . hal is 9 + gus ."
         " so hal is<think> hal 9 gus 4 fay 6 eve 0</think> 0 , fay is 3 ."
     )
-    assert miniature.solve(text) == [(42, 4, "0"), (46, 2, "6")]
+    assert solve(text) == [(42, 4, "0"), (46, 2, "6")]
 
 
-@pytest.mark.parametrize("kind", miniature.KINDS)
+@pytest.mark.parametrize("kind", generated.KINDS)
 def test_every_word_has_exactly_one_space_before_it_and_is_known(kind):
-    known = set(miniature.words())
+    known = set(generated.words())
     seen = set()
     for record in records(kind=kind):
         plain = re.sub(r"</?think>", "", record.text)
         assert plain == "".join(" " + word for word in plain.split())
         assert plain.endswith(" .")
         seen.update(plain.split())
-    assert seen <= known - {miniature.FILLER_WORD}
+    assert seen <= known - {generated.FILLER_WORD}
     assert len(seen) >= len(known) - 6, "only the last names are rare"
 
 
@@ -113,21 +145,21 @@ def test_a_known_document_stays_what_it_is():
 def test_asked_paths_of_the_splits_are_disjoint_at_every_depth():
     config = miniature.MiniatureConfig()
     paths = {}
-    for split in miniature.SPLITS:
+    for split in generated.SPLITS:
         by_depth = collections.defaultdict(set)
-        for kind, seed in itertools.product(miniature.KINDS, (0, 1)):
+        for kind, seed in itertools.product(generated.KINDS, (0, 1)):
             for record in records(num=600, kind=kind, split=split, seed=seed):
                 for path in asked_paths(record.text):
                     by_depth[len(path)].add(path)
         paths[split] = by_depth
     for depth in range(1, config.max_depth + 1):
-        sets = [paths[split][depth] for split in miniature.SPLITS]
+        sets = [paths[split][depth] for split in generated.SPLITS]
         assert all(sets), f"a split without questions of depth {depth}"
         for one, other in itertools.combinations(sets, 2):
             assert not one & other
 
 
-@pytest.mark.parametrize("split", miniature.SPLITS)
+@pytest.mark.parametrize("split", generated.SPLITS)
 def test_mixture(split):
     answers, noise, words = collections.Counter(), 0, 0
     for record in records(split=split):
@@ -186,7 +218,7 @@ def choices(record):
         told = told and word != "so"
         restated = word == "yes" or (restated and word != ".")
         role = word
-        if word in miniature.NAMES:
+        if word in generated.NAMES:
             role = "parent" if before == "+" else "name"
         before = word
 
@@ -215,11 +247,11 @@ def test_answers_and_noise_are_spread_over_all_digits():
         assert entropy_nats(counts[label]) > 1.5
     share = max(counts["noise"].values()) / sum(counts["noise"].values())
     deviation = math.sqrt(0.09 / sum(counts["noise"].values()))
-    assert abs(share - 1 / len(miniature.DIGITS)) < 4 * deviation
+    assert abs(share - 1 / len(generated.DIGITS)) < 4 * deviation
 
 
-def test_idle_thoughts_are_empty_and_stand_before_neither_answers_nor_noise():
-    idle = words = 0
+def test_idle_thoughts_are_empty_and_stand_before_noise_but_not_before_answers():
+    idle = words = before_noise = 0
     for with_idle, without in zip(
         records(kind="worked", idle_thought_fraction=0.1), records(kind="worked"), strict=True
     ):
@@ -235,11 +267,15 @@ def test_idle_thoughts_are_empty_and_stand_before_neither_answers_nor_noise():
         )
         assert with_idle.labels == without.labels
         idle += len(pieces) - 1 - empty_answers
-        words += len(without.text.split()) - len(without.labels)
-        for number, _ in with_idle.labels:
+        words += len(without.text.split()) - len(asked)
+        for number, label in with_idle.labels:
             word = with_idle.text.split()[number - 1]
-            assert word.count("<think>") == without.text.split()[number - 1].count("<think>")
+            if label == "noise":
+                before_noise += word == "bus<think></think>"
+            else:
+                assert word.count("<think>") == without.text.split()[number - 1].count("<think>")
     assert 0.05 < idle / words < 0.12  # words inside thoughts have none
+    assert before_noise
 
 
 def test_thoughts_walk_from_the_asked_variable_to_the_root():
@@ -281,7 +317,7 @@ def test_filler_thoughts_differ_only_inside_and_keep_the_length():
         assert real.labels == filler.labels
         assert len(real.text.split()) == len(filler.text.split())
         for inside in re.findall(r"<think>(.*?)</think>", filler.text):
-            assert set(inside.split()) <= {miniature.FILLER_WORD}
+            assert set(inside.split()) <= {generated.FILLER_WORD}
 
 
 def test_a_trained_tokenizer_gives_one_token_a_word():
@@ -295,15 +331,15 @@ def test_a_trained_tokenizer_gives_one_token_a_word():
         show_progress=False,
     )
     english = pydoc_data.topics.topics.values()
-    tokenizer.train_from_iterator(itertools.chain(miniature.tokenizer_texts(), english), trainer)
-    for kind in miniature.KINDS:
+    tokenizer.train_from_iterator(itertools.chain(generated.tokenizer_texts(), english), trainer)
+    for kind in generated.KINDS:
         for record in records(num=200, kind=kind):
             pieces = re.findall(r"</?think>| [^ <]+", record.text)
             assert "".join(pieces) == record.text
             encoded = tokenizer.encode(record.text)
             assert len(encoded.ids) == len(pieces)
             assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == record.text
-    for word in miniature.words():
+    for word in generated.words():
         assert len(tokenizer.encode(" " + word).ids) == 1
 
 
@@ -335,7 +371,7 @@ def test_open_miniature_reads_every_option():
         ({"seed": "-1"}, "seed must be"),
         ({"worked_depth": "x"}, "worked_depth='x'"),
         ({"filler_thoughts": "maybe"}, "filler_thoughts='maybe'"),
-        ({"max_variables": "12"}, "max_variables=12"),
+        ({"max_variables": "12"}, "max_variables <= 9"),
         ({"max_words": "60"}, "no story fits max_words"),
         ({"empty_thought_fraction": "1.5"}, "between 0 and 1; got"),
         ({"parent_weights": "1,1,1"}, "parent_weights"),

@@ -34,6 +34,9 @@ def test_manifest_and_what_is_read_back(spec, tmp_path):
     assert manifest["text_bytes"] == manifest["tokens"] == size
     assert manifest["tokenizer_digest"] == tokenizers.ByteTokenizer().digest()
     assert manifest["skipped"] == {"empty": 1, "fault/not_json": 1}
+    ((reason, where, message),) = manifest["faults"]
+    assert (reason, where) == ("not_json", f"{tmp_path}/a.jsonl:63")
+    assert "is not JSON" in message
     assert [shard["documents"] for shard in manifest["shards"]] == [15, 15, 15, 16]
     for shard in manifest["shards"]:
         raw = (out / shard["file"]).read_bytes()
@@ -171,11 +174,11 @@ def test_another_source_is_refused(spec, tmp_path):
         prepare.prepare(spec, out, shard_count=2)
     with pytest.raises(ValueError, match="was prepared with tokenizer_digest None"):
         prepare.prepare(spec, out, tokenizer="bytes")
-    with pytest.raises(ValueError, match="was prepared with fingerprint"):
+    with pytest.raises(ValueError, match="was prepared with digest"):
         prepare.prepare("pydoc", out)
     # The same spec, but the file has changed.
     corpora.write_jsonl(tmp_path / "a.jsonl", corpora.TEXTS[:5])
-    with pytest.raises(ValueError, match="was prepared with fingerprint"):
+    with pytest.raises(ValueError, match="was prepared with digest"):
         prepare.prepare(spec, out)
     assert files_of(out) == before
     (tmp_path / "other").mkdir()
@@ -196,6 +199,30 @@ def test_fault_then_skip_goes_on(tmp_path):
     assert manifest["skipped"] == {"fault/invalid_utf8": 1}
     assert manifest["faults"][0][1] == f"{path}: record 40"
     assert corpora.texts_of(sources.open_source(f"prepared:{out}")) == corpora.TEXTS
+
+
+def test_faults_of_opening_and_of_writing_stand_in_the_manifest_and_share_a_bound(tmp_path):
+    good, bad = tmp_path / "a.array_record", tmp_path / "b.array_record"
+    raws = [text.encode() for text in corpora.TEXTS]
+    corpora.write_array_record(good, [*raws, b"\xff", b"\xfe"])
+    bad.write_bytes(good.read_bytes()[:100])
+    spec = f"array_record:{tmp_path}/*.array_record?on_fault=skip&max_faults="
+    with pytest.raises(records.Fault, match=r"record 61 .*2 faults before it were skipped"):
+        prepare.prepare(f"{spec}2", tmp_path / "out")
+    manifest, _ = prepare.prepare(f"{spec}3", tmp_path / "out")
+    assert manifest["skipped"] == {"fault/truncated": 1, "fault/invalid_utf8": 2}
+    places = [where for _, where, _ in manifest["faults"]]
+    assert places == [str(bad), f"{good}: record 60", f"{good}: record 61"]
+
+
+def test_what_is_noted_is_not_left_out(tmp_path, capsys):
+    corpora.write_jsonl(tmp_path / "a.jsonl", ["cafe\u0301 au lait", "plain text", ""])
+    spec, out = f"jsonl:{tmp_path}/a.jsonl?unicode=NFC", tmp_path / "out"
+    assert prepare.main([f"--source={spec}", f"--out={out}"]) == 0
+    assert "; left out: 1 empty; noted: 1 rewritten\n" in capsys.readouterr().out
+    manifest = shards.read_manifest(out)
+    assert (manifest["skipped"], manifest["noted"]) == ({"empty": 1}, {"rewritten": 1})
+    assert sources.open_source(f"prepared:{out}").counts == {"empty": 1, "noted/rewritten": 1}
 
 
 def test_command(spec, tmp_path, capsys):

@@ -24,6 +24,9 @@ class Generated:
     def __len__(self):
         return self.size
 
+    def digest(self):
+        return self.size
+
     def __getitem__(self, index):
         return records.Record("".join(f"{index:03d}.{part} " for part in range(index % 9)), index)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import difficulty, records, show, show_html, sources, tokenizers
+from tests.data import corpora
 
 TEXT = "caf\u00e9 <script>alert('x')</script> & \"quotes\"\nsecond\x1b[31m line\t\x00 {title}"
 TOKENIZER = tokenizers.load("bytes")
@@ -53,6 +54,7 @@ def corpus(tmp_path_factory):
     about = difficulty.About(
         source="a",
         documents=1,
+        documents_digest="0",
         tokenizer_digest=TOKENIZER.digest(),
         proxy="p",
         proxy_sha256="0",
@@ -65,8 +67,8 @@ def corpus(tmp_path_factory):
     entropy = np.linspace(0, math.log(16), tokens)
     scores = difficulty.Scores(entropy, -entropy)
     entry = difficulty.Entry(records.document_id(TEXT), scores)
-    writer.write_shard([entry], {"scored_tokens": tokens, "flops": 1})
-    writer.finish()
+    writer.write_shard([entry], {"scored_tokens": tokens, "flops": 1}, records.Guard())
+    writer.finish({})
     return f"jsonl:{folder}/a.jsonl", folder / "index"
 
 
@@ -74,7 +76,9 @@ def shown(corpus, cuts="", with_index=True, count=2):
     spec, folder = corpus
     index = difficulty.Index(folder, TOKENIZER.digest()) if with_index else None
     source = sources.open_source(spec)
-    return list(show.documents(source, TOKENIZER, index, show.Cuts(cuts), 0, count))
+    return list(
+        show.documents(source, records.Guard(), TOKENIZER, index, show.Cuts(cuts), 0, count)
+    )
 
 
 def printable(text):
@@ -116,7 +120,7 @@ def test_the_page_is_the_text_and_nothing_runs(corpus):
 def test_a_token_that_is_a_tag_stays_text():
     tokenizer = tokenizers.ByteTokenizer(("<script>",), None, None)
     source = records.ListSource([records.Record("a<script>b", 1, markup=True)])
-    (document,) = show.documents(source, tokenizer, None, show.Cuts(""), 0, 1)
+    (document,) = show.documents(source, records.Guard(), tokenizer, None, show.Cuts(""), 0, 1)
     assert [token.text for token in document.tokens] == ["a", "<script>", "b"]
     page = show_html.page("x", [document])
     assert "<script" not in page
@@ -126,7 +130,7 @@ def test_a_token_that_is_a_tag_stays_text():
 def test_tokens_keep_their_characters_together(corpus):
     tokenizer = tokenizers.train_bpe([TEXT] * 50, 400)
     source = sources.open_source(corpus[0])
-    (document,) = show.documents(source, tokenizer, None, show.Cuts(""), 0, 1)
+    (document,) = show.documents(source, records.Guard(), tokenizer, None, show.Cuts(""), 0, 1)
     assert "".join(token.text for token in document.tokens).startswith("caf\u00e9 <script>")
     assert [token.offset for token in document.tokens] == np.cumsum(
         [0, *(len(token.raw) for token in document.tokens[:-1])]
@@ -153,6 +157,20 @@ def test_cuts_of_files(corpus, tmp_path):
     (document,) = shown(corpus, cuts=str(path))
     assert document.number == 1
     assert [i for i, token in enumerate(document.tokens) if token.is_cut] == [2, 5, 7]
+
+
+def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+    raws = [b"first", b"\xff", b"second", b"\xfe"]
+    corpora.write_array_record(tmp_path / "a.array_record", raws)
+    spec = f"--source=array_record:{tmp_path}/a.array_record"
+    with pytest.raises(records.Fault, match="record 1 is not UTF-8"):
+        show.main([spec, "--tokenizer=bytes"])
+    show.main([f"{spec}?on_fault=skip", "--tokenizer=bytes", "--count=2"])
+    out = capsys.readouterr().out
+    assert "document 0" in out
+    assert "document 2" in out
+    # No further than asked for.
+    assert out.endswith("left out: 1 fault/invalid_utf8\n")
 
 
 @pytest.mark.parametrize(

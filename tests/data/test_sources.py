@@ -22,6 +22,21 @@ def test_text_file_whole_and_separated(tmp_path):
     assert texts_of(dashes)[1] == "four"
 
 
+def test_separated_pieces_are_checked_like_other_documents(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one--<>--two--<>-- \n--<>--" + "x" * 50 + "--<>--last--<>--")
+    # A group in the expression gives no documents.
+    spec = f"text:{path}?separator=--(<>)--"
+    source = sources.open_source(spec)
+    assert texts_of(source) == ["one", "two", "x" * 50, "last"]
+    assert source.counts == {"empty": 2}
+    with pytest.raises(records.Fault, match=r"a\.txt: piece 4 is a record of 50 bytes"):
+        sources.open_source(f"{spec}&max_bytes=40")
+    skipping = sources.open_source(f"{spec}&max_bytes=40&on_fault=skip")
+    assert texts_of(skipping) == ["one", "two", "last"]
+    assert skipping.counts == {"empty": 2, "fault/too_long": 1}
+
+
 def test_folder_is_sorted_recursive_and_skips_hidden_and_empty(tmp_path):
     for name in ("b.txt", "a/z.txt", "a/y.md", ".git/x.txt", "a/.hidden"):
         file = tmp_path / name

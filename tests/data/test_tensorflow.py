@@ -52,6 +52,12 @@ def test_array_record_builder_without_tensorflow(tmp_path):
     assert "data_dir=" in elsewhere
     assert absent == "TFDS cannot open 'no_such_set': Dataset no_such_set not found."
     assert "small_text/1.0.0[train]: example 0 is a record of" in too_long
+    assert len(found["cuts"]) == 3
+    for reason, message in found["cuts"]:
+        assert reason == "truncated"
+        assert "example 3 cannot be read: " in message
+        assert f"{found['file']} is no whole ArrayRecord file: cut off" in message
+    assert found["same"] == [True, False]
 
 
 @needs("tensorflow_datasets", "tensorflow", "seqio")
@@ -66,6 +72,11 @@ def test_tfrecord_builder_tasks_and_mixture(tmp_path):
     assert counts == {"fault/truncated": 1}
     assert found["cut_message"].startswith("small_text/1.0.0[train], after example 23, cannot be")
     assert "{{" not in found["cut_message"]
+    texts, counts = found["records_cut"]
+    assert texts == found["tfrecord"][:24]
+    assert counts == {"fault/truncated": 1}
+    message = found["records_cut_message"]
+    assert message.startswith("seqio records[train], after example 23, cannot be read on: ")
 
     # Text from before tokenisation, and what tokens stand for where there is none.
     assert found["texts"] == found["only_texts"] == TARGETS

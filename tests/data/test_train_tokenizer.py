@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from data import records, sources, tokenizers, train_tokenizer
+from tests.data import corpora
 
 CODE = [
     f"def f{i}(x):\n    return  x + {i}\n\n\tHello, na\u00efve caf\u00e9! {i * 7919 % 997}\r\n"
@@ -25,7 +26,7 @@ AWKWARD = [
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def tokenizer(request):
-    return train_tokenizer.train(records.from_texts(CODE), 360, kind=request.param)
+    return train_tokenizer.train(records.from_texts(CODE), 360, records.Guard(), kind=request.param)
 
 
 def test_it_opens_with_load_and_is_smaller_than_bytes(tokenizer, tmp_path):
@@ -74,17 +75,25 @@ def test_white_space_is_no_special_token(tokenizer):
 
 def test_the_same_text_gives_the_same_file():
     source = records.from_texts(CODE)
-    first, again = (train_tokenizer.train(source, 300, seed=4) for _ in range(2))
+    first, again = (train_tokenizer.train(source, 300, records.Guard(), seed=4) for _ in range(2))
     assert first.model == again.model
+
+
+def lines_of(source, max_bytes, seed):
+    return list(train_tokenizer._lines(source, records.Guard(), max_bytes, seed))
 
 
 def test_a_sample_is_whole_documents_up_to_the_limit():
     source = records.from_texts([f"{i:03d} " * 10 for i in range(100)])
-    lines = list(train_tokenizer._lines(source, 1000, seed=0))
+    lines = list(train_tokenizer._lines(source, records.Guard(), 1000, seed=0))
     assert sum(map(len, lines)) == 1000
-    assert lines != list(train_tokenizer._lines(source, 1000, seed=1))
+    assert lines != list(train_tokenizer._lines(source, records.Guard(), 1000, seed=1))
     long = records.from_texts(["x" * 10_000 + "\n"])
-    assert list(map(len, train_tokenizer._lines(long, 10**6, seed=0))) == [4000, 4000, 2001]
+    assert list(map(len, train_tokenizer._lines(long, records.Guard(), 10**6, seed=0))) == [
+        4000,
+        4000,
+        2001,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,18 @@ def test_a_sample_is_whole_documents_up_to_the_limit():
 def test_mistakes_are_one_line(vocab_size, special, message):
     source = records.from_texts(CODE)
     with pytest.raises(ValueError, match=message):
-        train_tokenizer.train(source, vocab_size, special_tokens=special)
+        train_tokenizer.train(source, vocab_size, records.Guard(), special_tokens=special)
+
+
+def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+    raws = [text.encode() for text in CODE]
+    corpora.write_array_record(tmp_path / "a.array_record", [*raws[:9], b"\xff", *raws[9:]])
+    spec = f"--source=array_record:{tmp_path}/a.array_record"
+    rest = [f"--out={tmp_path}/a.model", "--vocab_size=320"]
+    with pytest.raises(records.Fault, match="record 9 is not UTF-8"):
+        train_tokenizer.main([spec, *rest])
+    train_tokenizer.main([f"{spec}?on_fault=skip", *rest])
+    assert capsys.readouterr().out.endswith("; left out: 1 fault/invalid_utf8\n")
 
 
 def test_the_command_writes_a_model(tmp_path):

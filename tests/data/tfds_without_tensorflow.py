@@ -17,13 +17,18 @@ class Without(importlib.machinery.PathFinder):
 
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
 
-from data import sources  # noqa: E402
-from tests.data import corpora, tfds_corpus  # noqa: E402
+import pathlib  # noqa: E402
+
+import pytest  # noqa: E402
+
+from data import records, sources  # noqa: E402
+from tests.data import corpora, restoring, tfds_corpus  # noqa: E402
 
 folder = sys.argv[1]
 builder = tfds_corpus.write(folder, "array_record")
 by_name = sources.open_source(f"tfds:small_text?data_dir={folder}")
 by_folder = sources.open_source(f"tfds:{builder.data_path}?field=title,text&join=:")
+digest = by_name.digest()
 part = sources.open_source(f"tfds:small_text:1.0.0?data_dir={folder}&subset=train[:40%25]")
 mistakes = []
 for spec in (
@@ -38,6 +43,25 @@ for spec in (
         corpora.texts_of(sources.open_source(spec))
     except ValueError as error:
         mistakes.append(str(error))
+with pytest.MonkeyPatch.context() as patch:
+    restoring.check(patch, by_name, 16)
+
+(file,) = pathlib.Path(str(builder.data_path)).glob("*train.array_record*")
+whole, cuts = file.read_bytes(), []
+for size in (len(whole) - 1, 2**16, 100):
+    file.write_bytes(whole[:size])
+    cut = sources.open_source(f"tfds:{builder.data_path}")
+    try:
+        cut[3]
+    except records.Fault as fault:
+        cuts.append([fault.reason, str(fault)])
+same = []
+for changed in (b"", b"x"):
+    # The size stays.
+    file.write_bytes(whole[:100] + changed + whole[100 + len(changed) :])
+    again = sources.open_source(f"tfds:small_text?data_dir={folder}")
+    same.append(again.digest() == digest)
+file.write_bytes(whole)
 print(
     json.dumps(
         {
@@ -45,6 +69,9 @@ print(
             "by_folder": corpora.texts_of(by_folder),
             "part": corpora.texts_of(part),
             "mistakes": mistakes,
+            "cuts": cuts,
+            "same": same,
+            "file": file.name,
         }
     )
 )

@@ -1,13 +1,15 @@
 """Reads a builder's TFRecord files, seqio tasks and a mixture; prints what it found as JSON."""
 
 import json
+import os
 import pathlib
 import sys
 
+import pytest
 import sentencepiece
 
 from data import sources
-from tests.data import corpora, tfds_corpus
+from tests.data import corpora, restoring, tfds_corpus
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -29,6 +31,7 @@ sentencepiece.SentencePieceTrainer.train(
     minloglevel=2,
 )
 builder = tfds_corpus.write(folder / "tfds", "tfrecord")
+os.environ["TEST_TFRECORD"] = f"{builder.data_path}/small_text-train.tfrecord-00000-of-00001"
 record_spec = f"tfds:{builder.data_path}?max_bytes=30"
 found = {
     "tfrecord": corpora.texts_of(sources.open_source(f"tfds:{builder.data_path}")),
@@ -45,6 +48,11 @@ found["mistakes"] = [
     mistake("seqio:texts?module=no.such.module"),
     mistake(f"seqio:texts?{module}&field=body"),
 ]
+with pytest.MonkeyPatch.context() as patch:
+    restoring.check(patch, sources.open_source(f"tfds:{builder.data_path}"), 16)
+    for name in ("texts", "both"):
+        restoring.check(patch, sources.open_source(f"seqio:{name}?{module}"), 8)
+
 # A damaged file.
 (file,) = pathlib.Path(str(builder.data_path)).glob("*train.tfrecord*")
 file.write_bytes(file.read_bytes()[:-40])
@@ -53,4 +61,10 @@ info.write_text(info.read_text() + "\n")
 found["cut_message"] = mistake(f"tfds:{builder.data_path}")
 cut = sources.open_source(f"tfds:{builder.data_path}", on_fault="skip")
 found["cut"] = [corpora.texts_of(cut), dict(cut.counts)]
+
+# The same behind a task of seqio.
+spec = f"seqio:records?{module}"
+found["records_cut_message"] = mistake(spec)
+cut = sources.open_source(spec, on_fault="skip")
+found["records_cut"] = [corpora.texts_of(cut), dict(cut.counts)]
 print(json.dumps(found))

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from configs import common
-from rpt import config, formats, rewards
+from rpt import config, experiment_plan, formats, rewards
 
 FOLDER = pathlib.Path(common.__file__).parent
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
@@ -43,6 +43,20 @@ def test_config_builds_and_its_parts_fit(name, arg):
     for mixture, split in zip((experiment.train.mixture, *evaluated), SPLITS):
         assert mixture
         assert all(f"split={split}" in part.spec for part in mixture)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_experiment_would_run_can_be_run(name):
+    experiment = build(name)
+    if experiment.experiment.arms:
+        experiment_plan.check(experiment)
+
+
+def test_the_miniature_has_its_arms_and_controls():
+    parts = experiment_plan.parts(build("mini"))
+    arms = {name for name, part in parts.items() if part.kind in ("pretrain", "train")}
+    assert arms == {"base", "reference", "rpt", "ntp", "mixed_sft"}
+    assert parts["ntp"].needs == parts["mixed_sft"].needs == ("base", "rpt")
 
 
 @pytest.mark.parametrize("name", NAMES)

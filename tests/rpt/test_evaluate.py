@@ -72,6 +72,7 @@ def experiment(tmp_path_factory) -> config.Config:
             other_positions_per_document=2,
             thoughts=2,
             batch_size=4,
+            ablations=("none", "drop", "shuffle", "swap", "truncate", "filler"),
         ),
     )
 
@@ -334,6 +335,55 @@ def test_every_line_of_predictions_holds_its_own_reward(evaluated):
     assert modes["no_think_raw"] == modes["no_think_header"] == results["positions"]["eligible"]
     thoughts = 2 * results["positions"]["thought_at"]
     assert modes["thought_sample"] == modes["thought_argmax"] == thoughts
+
+
+def test_a_true_thought_that_is_read_again_is_answered_alike(evaluated):
+    """Teacher-forced over the trunk or decoded: the same answer at every thought."""
+    out, results = evaluated
+    lines = (out / "validation" / evaluate.PREDICTIONS).read_text().splitlines()[1:]
+    by_mode: dict[str, dict] = {}
+    for line in map(json.loads, lines):
+        by_mode.setdefault(line["mode"], {})[line["position"], line["sample"]] = line
+    hard = {line["position"] for line in by_mode["no_think_raw"].values() if ">1.5" in line["bins"]}
+    again = by_mode["ablation_none"]
+    assert again.keys() == {(p, g) for p in hard for g in range(2)}
+    for place, line in again.items():
+        true = by_mode["thought_argmax"][place]
+        assert (line["predicted"], line["reward"]) == (true["predicted"], true["reward"])
+        assert line["prob"] == pytest.approx(true["prob"], rel=1e-4)
+    # Which would prove nothing if thoughts made no difference.
+    for name in ("drop", "swap", "filler"):
+        altered = by_mode[f"ablation_{name}"]
+        assert any(altered[at]["predicted"] != again[at]["predicted"] for at in again), name
+    for part in ("all", "stories", "words"):
+        row = results["parts"][part]["bins"][">1.5"]
+        rows = row["ablations"]
+        assert list(rows) == ["none", "drop", "shuffle", "swap", "truncate", "filler"]
+        assert rows["none"]["accuracy"] == row["thought_argmax"]
+        assert rows["none"]["minus_thought_argmax"]["mean"] == 0
+        assert rows["drop"]["minus_no_think"]["mean"] == pytest.approx(
+            rows["drop"]["accuracy"]["mean"] - row[row["baseline"]]["mean"]
+        )
+
+
+def test_before_and_after_every_thought_the_probability_of_the_truth_is_recorded(evaluated):
+    out, results = evaluated
+    lines = (out / "validation" / evaluate.PREDICTIONS).read_text().splitlines()[1:]
+    before, after = set(), {}
+    for line in map(json.loads, lines):
+        if line["mode"] == "no_think_header":
+            before.add(line["position"])
+        elif line["mode"] == "thought_sample":
+            after.setdefault(line["position"], []).append(line)
+    assert before >= after.keys()
+    assert len(after) == results["positions"]["thought_at"]
+    for of_position in after.values():
+        assert [line["sample"] for line in of_position] == [0, 1]
+        for line in of_position:
+            assert 0 < line["prob"] < 1 or line["diagnosis"] == "not_closed"
+            assert "</think>" not in line["thought"]
+            # A whole budget of byte tokens was thought there.
+            assert len(line["thought"]) >= 4 or not line["over_budget"]
 
 
 def test_schema_of_results(evaluated):

@@ -1,37 +1,29 @@
-"""The experiment's parts as processes, controls at equal FLOPs, and what counts as shown."""
+"""The parts of an experiment: which there are, with which config, and running them as processes."""
 
 import dataclasses
 import json
 import sys
 import time
 
-import numpy as np
 import pytest
 
-from rpt import config, evaluation, evaluation_records, experiment, experiment_report, pretrain
-from rpt.model import config as model_config
+from rpt import config, experiment_conductor, experiment_config, experiment_plan, pretrain
+from tests.rpt import fixture_pieces
+from tests.rpt.fixture_pieces import MODEL, arm, claim, plan
 
-MODEL = model_config.ModelConfig(
-    vocab_size=264, width=32, num_layers=2, num_heads=2, num_kv_heads=1, head_width=16, ff_width=32
-)
+Change = experiment_config.Change
 
-# Stands in for a part: writes when it began and ended, and what makes it count as done.
+# Stands in for a part: writes when it began and ended, which makes it count as done.
 FAKE = """
 import json, pathlib, sys, time
-root, part = pathlib.Path(sys.argv[1]), sys.argv[2]
+path = pathlib.Path(sys.argv[1]) / f"{sys.argv[2]}.times"
 began = time.time()
 print("at work")
 time.sleep(0.1)
-if part in sys.argv[3:]:
+if sys.argv[2] in sys.argv[3:]:
     sys.exit("broken")
-if part.startswith("evaluate_"):
-    out = root / "evaluation" / part.removeprefix("evaluate_") / "test" / "results.json"
-    value = {}
-else:
-    out, value = root / part / "summary.json", {"finished": True}
-out.parent.mkdir(parents=True)
-out.write_text(json.dumps(value))
-(root / f"{part}.times").write_text(json.dumps([began, time.time()]))
+path.parent.mkdir(exist_ok=True)
+path.write_text(json.dumps([began, time.time()]))
 """
 
 
@@ -40,48 +32,68 @@ class Stop:
     received: bool = False
 
 
-def conductor(root, processes=2, broken=(), stop=None):
-    def command(part):
-        return [sys.executable, "-c", FAKE, str(root), part, *broken]
+def whole(**fields) -> config.Config:
+    text = (config.SourceConfig("stories", "miniature:?split=test", 1.0),)
+    return config.Config(
+        model=MODEL, experiment=plan(**fields), evaluate=config.EvaluateConfig(test=text)
+    )
 
-    return experiment.Conductor(root, processes, stop or Stop(), command)
+
+def run(root, processes=2, broken=(), stop=None, **fields):
+    parts = experiment_plan.parts(whole(**fields))
+    conductor = experiment_conductor.Conductor(
+        root,
+        parts,
+        is_done=lambda part: (root / f"{part.name}.times").is_file(),
+        command=lambda name: [sys.executable, "-c", FAKE, str(root), name, *broken],
+        processes=processes,
+        stop=stop or Stop(),
+    )
+    return conductor.run()
 
 
 def times(root):
-    return {p.stem: json.loads(p.read_text()) for p in root.glob("*.times")}
+    found = {p.relative_to(root).with_suffix(""): p for p in root.rglob("*.times")}
+    return {name.as_posix(): json.loads(path.read_text()) for name, path in found.items()}
 
 
-def test_parts_wait_for_what_they_need_and_no_more_run_than_allowed(tmp_path):
-    assert conductor(tmp_path).run()
-    found = times(tmp_path)
-    assert found.keys() == experiment.PARTS.keys()
-    for part, needed in experiment.PARTS.items():
-        assert all(found[before][1] <= found[part][0] for before in needed)
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def test_parts_wait_for_what_they_need_and_no_more_run_than_allowed(tmp_path, capsys):
+    assert run(tmp_path, seeds=(4, 1))
+    found, parts = times(tmp_path), experiment_plan.parts(whole(seeds=(4, 1)))
+    assert found.keys() == parts.keys()
+    for name, part in parts.items():
+        assert all(found[before][1] <= found[name][0] for before in part.needs)
     at_once = [
         sum(began <= moment < ended for began, ended in found.values())
         for moment, _ in found.values()
     ]
     assert max(at_once) == 2
-    assert "at work" in (tmp_path / "logs" / "rpt.log").read_text()
+    assert found["seed4/base"][0] < found["seed1/base"][0]
+    assert "at work" in (tmp_path / "seed1" / "logs" / "rpt.log").read_text()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "parts done" in line]
+    assert lines[-1].startswith(f"{len(parts)} of {len(parts)} parts done")
 
 
 def test_what_is_done_is_not_run_again(tmp_path):
-    assert conductor(tmp_path).run()
+    assert run(tmp_path)
     before = times(tmp_path)
-    (tmp_path / "evaluation" / "ntp" / "test" / "results.json").unlink()
-    (tmp_path / "evaluation" / "ntp" / "test").rmdir()
-    assert conductor(tmp_path).run()
+    (tmp_path / "evaluate_ntp.times").unlink()
+    assert run(tmp_path)
     after = times(tmp_path)
     assert {part for part in before if before[part] != after[part]} == {"evaluate_ntp"}
 
 
-def test_a_broken_part_is_one_line_and_the_next_start_goes_on(tmp_path):
+def test_a_broken_part_takes_along_only_what_needs_it_and_the_next_start_goes_on(tmp_path):
     with pytest.raises(ValueError, match=r"part rpt failed; its output is in .*logs.rpt\.log"):
-        conductor(tmp_path, broken=("rpt",)).run()
+        run(tmp_path, broken=("rpt",))
     assert "broken" in (tmp_path / "logs" / "rpt.log").read_text()
-    began = times(tmp_path)["base"]
-    assert conductor(tmp_path).run()
-    assert times(tmp_path)["base"] == began
+    before = times(tmp_path)
+    assert before.keys() == {"base", "reference", "positions", "evaluate_base"}
+    assert run(tmp_path)
+    assert {name: times(tmp_path)[name] for name in before} == before
 
 
 def test_a_stop_signal_ends_the_parts_and_is_no_failure(tmp_path):
@@ -95,113 +107,169 @@ def test_a_stop_signal_ends_the_parts_and_is_no_failure(tmp_path):
         def received(self):
             return time.monotonic() > self.after
 
-    assert not conductor(tmp_path, stop=Late()).run()
+    assert not run(tmp_path, stop=Late())
     assert "rpt" not in times(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["ntp", "mixed_sft"])
-def test_a_control_executes_the_flops_of_rpt_rounded_up_to_a_step(tmp_path, part):
+def test_what_is_left_is_estimated_from_the_same_part_of_other_seeds_then_from_its_kind():
+    parts = experiment_plan.parts(whole(seeds=(0, 1)))
+    done = {name for name in parts if name.startswith("seed0/")}
+    finished = dict.fromkeys(done, 10.0) | {"seed0/base": 100.0, "seed0/rpt": 50.0}
+    left = experiment_conductor.seconds_left(parts, done, {}, finished, 1)
+    assert left == sum(finished.values())
+    running = {"seed1/base": 60.0, "seed1/rpt": 90.0}  # the second takes longer than expected
+    assert (
+        experiment_conductor.seconds_left(parts, done, running, finished, 2)
+        == (left - 60.0 - 50.0) / 2
+    )
+    alone = experiment_conductor.seconds_left(
+        {name: parts[name] for name in ("seed0/rpt", "seed0/rpt_rlvr")},
+        {"seed0/rpt"}, {}, {"seed0/rpt": 50.0}, 1,
+    )  # fmt: skip
+    assert alone == 50.0
+    assert experiment_conductor.seconds_left(parts, set(), {}, {}, 1) is None
+
+
+def test_durations_are_for_people():
+    found = [experiment_conductor.duration(s) for s in (50.4, 60, 3599, 3661, 11100)]
+    assert found == ["50 s", "1 min", "1 h 00 min", "1 h 01 min", "3 h 05 min"]
+
+
+# ---- which parts there are -----------------------------------------------------------------------
+
+
+def test_an_arm_comes_after_what_it_needs_else_in_its_own_order():
+    names = list(experiment_plan.parts(whole()))
+    trained = [name for name in names if not name.startswith("evaluate_")]
+    assert trained == ["base", "reference", "positions", "rpt", "ntp", "rpt_rlvr"]
+    assert names.index("evaluate_base") == names.index("positions") + 1
+    assert "evaluate_reference" not in names
+    parts = experiment_plan.parts(whole(seeds=(0, 7)))
+    assert list(parts) == [f"seed{seed}/{name}" for seed in (0, 7) for name in names]
+    assert parts["seed7/ntp"].needs == ("seed7/base", "seed7/rpt")
+    assert parts["seed7/evaluate_ntp"].needs == ("seed7/ntp", "seed7/positions")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": (*fixture_pieces.ARMS, arm("rpt"))}, "'rpt' is there twice"),
+        ({"arms": (*fixture_pieces.ARMS, arm("x", init="bse"))}, "arm x: init='bse' is no arm"),
+        ({"arms": (*fixture_pieces.ARMS, arm("x", flops_of="y"))}, "flops_of='y' is no arm"),
+        (
+            {"arms": (*fixture_pieces.ARMS, arm("x", init="y"), arm("y", flops_of="x"))},
+            "circle: x, y",
+        ),
+        ({"reference": "proxy"}, "reference='proxy' is no arm"),
+        ({"seeds": (0, 1, 0)}, "seeds must differ; 0 is there twice"),
+        (
+            {"claims": (claim("rpt", "gated", "reference", "gated"),)},
+            "'reference' is no evaluated arm; these are base, ntp, rpt, rpt_rlvr",
+        ),
+        ({"claims": 2 * fixture_pieces.CLAIMS[:1]}, "names of claims must differ"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**fields)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "seed3", "evaluate_x", "a/b", "", "pieces"])
+def test_arms_have_names_that_nothing_else_has(name):
+    with pytest.raises(ValueError, match="cannot be the name of an arm"):
+        arm(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": (), "claims": (), "reference": ""}, "needs config.experiment.arms"),
+        ({"claim_part": "novels"}, "claim_part='novels' is not evaluated; choose one of stories"),
+        (
+            {"claims": (claim("rpt", "gated", "rpt", "no_think", part="novels"),)},
+            "part='novels' is not evaluated; choose one of all, stories",
+        ),
+        (
+            {"claims": (claim("rpt", "gated", "rpt", "no_think", bin=">2"),)},
+            r"bin='>2' is not evaluated; choose one of all, gate, >1\.5",
+        ),
+    ],
+)
+def test_what_would_be_missed_in_the_end_is_asked_for_before_the_first_part(fields, message):
+    with pytest.raises(ValueError, match=message):
+        experiment_plan.check(whole(**fields))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("positions.mod", "random", "arm x: config.positions.mod is no field"),
+        ("positions.mode.x", "random", "config.positions.mode.x is no field"),
+        ("position", {}, "config.position is no field"),
+        ("positions.mode", "best", "config.positions.mode must be one of 'entropy', 'random'"),
+        ("train.steps", "many", "config.train.steps must be of type int"),
+        ("pretrain", {"step": 3}, "config.pretrain.step is no field"),
+    ],
+)
+def test_a_change_that_the_config_refuses_is_named_before_the_first_part(path, value, message):
+    changed = arm("x", changes=(Change(path, value),))
+    with pytest.raises(ValueError, match=message):
+        experiment_plan.check(whole(arms=(*fixture_pieces.ARMS, changed)))
+
+
+# ---- configs of arms -----------------------------------------------------------------------------
+
+
+def test_changes_are_applied_in_their_order_and_a_section_gets_its_defaults():
+    mixture = [["stories", "miniature:?", 1.0]]
+    changed = arm(
+        "x",
+        seed_offset=5,
+        changes=(
+            Change("positions.mode", "random"),
+            Change("pretrain", {"mixture": mixture, "steps": 7}),
+            Change("pretrain.steps", 8),
+        ),
+    )
+    given = dataclasses.replace(whole(), seed=2, pretrain=config.PretrainConfig(batch_size=64))
+    found = experiment_plan.arm_config(given, changed)
+    assert found.positions.mode == "random"
+    assert found.pretrain == config.PretrainConfig(
+        mixture=(config.SourceConfig("stories", "miniature:?", 1.0),), steps=8
+    )
+    assert found.seed == 7
+    assert found.experiment == experiment_config.ExperimentConfig()  # others may change
+    assert found.train == given.train
+
+
+def test_a_plan_survives_its_file_whatever_is_changed():
+    arms = (arm("reference"), arm("x", changes=(Change("pretrain", {"mixture": [["a", "b", 1]]}),)))
+    given = whole(arms=arms, claims=())
+    assert config.from_json(json.loads(json.dumps(dataclasses.asdict(given)))) == given
+    assert hash(given) == hash(whole(arms=arms, claims=()))
+
+
+def test_a_control_executes_the_flops_of_another_arm_times_a_factor_rounded_up(tmp_path):
     for name, value in {
         "base/model.json": dataclasses.asdict(MODEL),
         "rpt/summary.json": {"ledger": {"training_flops": 987_654_321}},
     }.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps(value))
-    settings = config.PretrainConfig(batch_size=4, seq_len=32)
-    whole = config.Config(experiment=config.ExperimentConfig(ntp=settings, mixed_sft=settings))
-    found = experiment.pretraining(whole, tmp_path, part).pretrain
+    given = dataclasses.replace(whole(), pretrain=config.PretrainConfig(batch_size=4, seq_len=32))
+    found = experiment_plan.training_config(given, tmp_path, given.experiment.arm("ntp")).pretrain
     one = pretrain.step_flops(MODEL, found)
-    assert 0 <= found.steps * one - 987_654_321 < one
+    assert 0 <= found.steps * one - 2 * 987_654_321 < one
     assert found.optimizer.decay_steps == found.steps
 
 
-def test_the_reference_has_another_seed():
-    whole = config.Config(seed=2)
-    assert experiment.pretraining(whole, None, "reference").seed == 1002
-    assert experiment.pretraining(whole, None, "base") == whole
-
-
-# ---- claims --------------------------------------------------------------------------------------
-
-
-def recorded(thought: float, direct: float, count: int = 1200) -> evaluation_records.Recorded:
-    """Positions of which the first share is answered right, four to a document; all are gated."""
-    place_P = np.arange(count)
-    thought_P, direct_P = (place_P % 100 < 100 * share for share in (thought, direct))
-    ones_PG, zeros_PG = np.ones((count, 1)), np.zeros((count, 1))
-    measured = evaluation.Measured(
-        part_P=np.full(count, "stories"),
-        document_id_P=place_P // 4,
-        cut_P=place_P % 4,
-        bins={">1.5": place_P >= 0, "gate": place_P >= 0},
-        gate_entropy_P=np.full(count, 2.0),
-        raw_reward_P=direct_P * 1.0,
-        raw_prob_P=direct_P * 1.0,
-        header_reward_P=direct_P * 1.0,
-        header_prob_P=direct_P * 1.0,
-        thought_P=place_P >= 0,
-        sampled_reward_PG=thought_P[:, None] * ones_PG,
-        argmax_reward_PG=thought_P[:, None] * ones_PG,
-        target_prob_PG=thought_P[:, None] * ones_PG,
-        diagnosis_PG=zeros_PG.astype(int),
-        over_budget_PG=zeros_PG > 0,
-        thought_tokens_PG=zeros_PG.astype(int),
-        branch_tokens_PG=zeros_PG.astype(int),
-    )
-    return evaluation_records.Recorded({"positions_sha256": "p", "split": "test"}, measured)
-
-
-def claim(name: str, passed=True, count=1200, enough_thinking=True, **arms):
-    """The claim of that name; arms are (share right with thought, share right without)."""
-    shares = {"base": (0.5, 0.1), "rpt": (0.6, 0.1), "ntp": (0.2, 0.2), **arms}
-    records = {arm: recorded(*share, count) for arm, share in shares.items()}
-    reported = {"threshold": 1.0, "enough_thinking": enough_thinking}
-    tables = {arm: {"gated": {"stories": {"reported": reported}}} for arm in shares}
-    plan = config.ExperimentConfig(claim_part="stories", least_positions=1000)
-    comparisons = experiment_report.comparisons(">1.5", "stories", ())
-    words = next(w for w in comparisons if w[0] == name)
-    return experiment_report.claim(records, tables, plan, ">1.5", passed, *words)
-
-
-def test_a_claim_is_the_paired_difference_of_the_named_modes():
-    found = claim("rpt_thought_over_base_thought")
-    assert found["difference"]["mean"] == pytest.approx(0.1)
-    assert found["shown"]
-    assert found["n"] == 1200
-    assert claim("rpt_thought_over_ntp")["difference"]["mean"] == pytest.approx(0.4)
-    assert claim("rpt_gated_over_own_no_think")["difference"]["mean"] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"passed": False},
-        {"count": 900},
-        {"base": (0.6, 0.1)},
-        {"base": (0.7, 0.1)},
-    ],
-)
-def test_nothing_is_shown_below_the_gate_on_few_positions_or_without_a_gain(changes):
-    assert not claim("rpt_thought_over_base_thought", **changes)["shown"]
-
-
-def test_gated_thinking_is_only_shown_where_enough_positions_think():
-    assert claim("rpt_gated_over_own_no_think")["shown"]
-    assert not claim("rpt_gated_over_own_no_think", enough_thinking=False)["shown"]
-
-
-def test_the_hard_bin_is_taken_apart_by_kind_of_label_without_loss():
-    measured = recorded(0.5, 0.1).measured
-    place_P = np.arange(1200)
-    bins = {
-        ">1.5": place_P < 1000,
-        "label:answer/1": place_P < 100,
-        "label:answer/2": (place_P >= 100) & (place_P < 300),
-        "label:noise": place_P >= 1100,  # outside the bin
-    }
-    found = experiment_report.hard_by_label(
-        dataclasses.replace(measured, bins=bins), "stories", ">1.5"
-    )
-    assert {kind: entry["n"] for kind, entry in found.items()} == {"answer": 300, "unlabelled": 700}
-    assert found["unlabelled"]["thought_argmax"] == pytest.approx(0.5)
-    assert found["answer"]["no_think"] == pytest.approx(0.1)
+def test_each_seed_is_an_experiment_that_stands_alone(tmp_path):
+    given = whole(seeds=(4, 1))
+    alone = experiment_plan.of_seed(given, 1)
+    assert alone == dataclasses.replace(whole(), seed=1)
+    assert experiment_plan.parts(alone)["rpt"].root(tmp_path) == tmp_path
+    assert experiment_plan.parts(given)["seed1/rpt"].root(tmp_path) == tmp_path / "seed1"
+    (reference,) = (a for a in given.experiment.arms if a.name == "reference")
+    assert experiment_plan.training_config(alone, tmp_path, reference).seed == 1001
+    rpt = experiment_plan.training_config(alone, tmp_path, given.experiment.arm("rpt"))
+    assert rpt.train.init == str(tmp_path / "base")

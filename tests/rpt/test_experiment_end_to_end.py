@@ -2,20 +2,24 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
+from configs import common
 from rpt import (
     config,
     evaluation_records,
     experiment,
+    experiment_curves,
+    experiment_pieces,
+    experiment_plan,
     experiment_report,
     pretrain,
-    report_data,
-    report_html,
-    runs,
 )
 from tests.rpt import tiny_experiment
+
+EVALUATED = ("base", "rpt", "ntp", "rpt_rlvr")
 
 
 def tiny() -> config.Config:
@@ -33,7 +37,8 @@ def tiny() -> config.Config:
     changed.evaluate.thoughts = 2
     changed.evaluate.batch_size = 4
     changed.evaluate.bins_nats = (0.1, 0.2)
-    changed.pretrain.gate.spec = "miniature:?kind=plain&split=validation&max_variables=2"
+    validation = "miniature:?kind=plain&split=validation&max_variables=2"
+    changed.pretrain.gate.mixture = (("stories", validation, 1.0),)
     changed.pretrain.gate.labels = ("answer/1", "answer/2")
     changed.pretrain.gate.threshold = 0.0
     changed.pretrain.gate.first_step = 8
@@ -43,94 +48,142 @@ def tiny() -> config.Config:
     changed.train.seq_len = 72
     plan = changed.experiment
     plan.claim_part = "stories"
-    plan.reference.steps = 4
-    for part in (plan.reference, plan.ntp, plan.mixed_sft):
-        part.mixture = (("stories", "miniature:?kind=plain&split=train", 1.0),)
-        part.batch_size, part.seq_len = 4, 64
+    plan.reference = "reference"
+    plain = (("stories", "miniature:?kind=plain&split=train", 1.0),)
+    short = {"mixture": plain, "batch_size": 4, "seq_len": 64}
+    plan.arms = (
+        common.arm("base", "base", "pretrain"),
+        common.arm(
+            *("reference", "reference", "pretrain", {"pretrain": {**short, "steps": 4}}),
+            seed_offset=1000,
+            evaluated=False,
+        ),
+        common.arm("rpt", "RPT", "train", {"positions.mode": "random"}, init="base", curve="rpt"),
+        common.arm(
+            *("ntp", "continued NTP", "pretrain", {"pretrain": short}),
+            init="base",
+            flops_of="rpt",
+        ),
+        common.arm("rpt_rlvr", "RPT, then RLVR", "train", {"train.steps": 1}, init="rpt"),
+    )
+    plan.claims = tuple(
+        {"name": name, "a": "rpt", "mode_a": mode, "b": b, "mode_b": mode_b, "part": "stories"}
+        | {"bin": bin}
+        for name, mode, b, mode_b, bin in (
+            ("thought", "thought_argmax", "base", "thought_argmax", ""),
+            ("gated", "gated", "ntp", "no_think", "gate"),
+        )
+    )
     return config.from_config_dict(changed)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    root, settings = tmp_path_factory.mktemp("experiment"), tiny()
-    for part in experiment.PARTS:
-        experiment.run_part(settings, root, part)
-        assert experiment.is_done(root, part)
-    return root, settings
+    """Of several seeds the one that there is, made part by part."""
+    workdir = tmp_path_factory.mktemp("experiment")
+    settings = tiny()
+    plan = dataclasses.replace(settings.experiment, seeds=(3,))
+    settings = dataclasses.replace(settings, experiment=plan)
+    for name, part in experiment_plan.parts(settings).items():
+        experiment.run_part(settings, workdir, name)
+        assert experiment.is_done(workdir, part)
+    return workdir, settings
 
 
-def test_controls_execute_rpts_flops_and_start_from_the_same_base(finished):
-    root, settings = finished
-    summaries = {
-        part: json.loads((root / part / "summary.json").read_text())
-        for part in ("base", "rpt", "ntp", "mixed_sft")
-    }
-    budget = summaries["rpt"]["ledger"]["training_flops"]
-    one = pretrain.step_flops(settings.model, settings.experiment.ntp)
-    for control in ("ntp", "mixed_sft"):
-        assert 0 <= summaries[control]["ledger"]["training_flops"] - budget < one
-        command = json.loads((root / control / "command.json").read_text())
-        assert command["init"] == str(root / "base")
-    assert json.loads((root / "rpt" / "config.json").read_text())["train"]["init"] == str(
-        root / "base"
-    )
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_arms_start_where_they_are_to_with_their_changes_and_controls_execute_the_flops(finished):
+    workdir, settings = finished
+    root = workdir / "seed3"
+    budget = read(root / "rpt" / "summary.json")["ledger"]["training_flops"]
+    control = config.from_json(read(root / "ntp" / "config.json"))
+    one = pretrain.step_flops(settings.model, control.pretrain)
+    assert 0 <= read(root / "ntp" / "summary.json")["ledger"]["training_flops"] - budget < one
+    assert read(root / "ntp" / "command.json")["init"] == str(root / "base")
+    for arm, init in (("rpt", "base"), ("rpt_rlvr", "rpt")):
+        assert read(root / arm / "config.json")["train"]["init"] == str(root / init)
+    assert read(root / "rpt" / "config.json")["positions"]["mode"] == "random"
+    assert read(root / "rpt_rlvr" / "config.json")["positions"]["mode"] == "entropy"
+    assert read(root / "reference" / "config.json")["seed"] == 1003
 
 
 def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finished):
-    root, settings = finished
+    workdir, settings = finished
+    folder = workdir / "seed3" / "evaluation"
     for split in ("validation", "test"):
-        hashes = {
-            json.loads((root / "evaluation" / arm / split / "results.json").read_text())[
-                "positions"
-            ]["sha256"]
-            for arm in experiment.ARMS
-        }
-        assert len(hashes) == 1
-    experiment.run_part(settings, root, "evaluate_rpt")  # is done, so nothing happens
-    readings = (root / "evaluation" / "test_readings.jsonl").read_text().splitlines()
-    assert len(readings) == len(experiment.ARMS)
+        results = [read(folder / arm / split / "results.json") for arm in EVALUATED]
+        assert len({result["positions"]["sha256"] for result in results}) == 1
+    experiment.run_part(settings, workdir, "seed3/evaluate_rpt")  # is done, so nothing happens
+    readings = (folder / "test_readings.jsonl").read_text().splitlines()
+    assert len(readings) == len(EVALUATED)
 
 
-def test_the_report_is_made_of_what_was_measured(finished):
-    root, settings = finished
-    found = experiment_report.results(settings, root, experiment.ARMS)
-    json.dumps(found, allow_nan=False)
-    by_name = {claim["name"]: claim for claim in found["claims"]}
+def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, tmp_path):
+    workdir, settings = finished
+    root = workdir / "seed3"
+    parts = experiment_plan.parts(settings).values()
+    for path in (root / "pieces").iterdir():
+        assert path.stat().st_size < 40_000
+        assert str(workdir) not in json.dumps(experiment_pieces.read(path).content)
+        shutil.copy(path, tmp_path)
+    assert experiment.experiment(settings, workdir, None)  # nothing is left to run
+    assert all(experiment.is_done(workdir, part) for part in parts)
+    again = experiment_report.make(experiment_pieces.read_folder(tmp_path), tmp_path / "again")
+    for folder in (workdir, root):  # of one seed, both say the same
+        for name in ("results.json", "report.md"):
+            assert (folder / name).read_text() == (tmp_path / "again" / name).read_text()
+        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     recorded = {
         arm: evaluation_records.load(root / "evaluation" / arm / "test" / "predictions.jsonl")
-        for arm in ("rpt", "base")
+        for arm in ("rpt", "base", "ntp")
     }
-    again = evaluation_records.compare(recorded["rpt"], recorded["base"], ">0.2", part="stories")
-    claim = by_name["rpt_thought_over_base_thought"]
-    assert claim["difference"]["mean"] == pytest.approx(again.mean)
-    assert not claim["shown"]  # too few positions, whatever the difference
-    assert {"rpt_gated_over_own_no_think_on_english", "rpt_gated_over_own_no_think_on_all"} <= set(
-        by_name
-    )
-    compute = {arm: entry["compute"] for arm, entry in found["arms"].items()}
+    expected = evaluation_records.compare(recorded["rpt"], recorded["base"], ">0.2", part="stories")
+    by_name = {claim["name"]: claim["seeds"]["3"] for claim in again["claims"]}
+    assert by_name["thought"]["difference"]["mean"] == pytest.approx(expected.mean)
+    assert not by_name["thought"]["shown"]  # too few positions, whatever the difference
+    gated = again["arms"]["rpt"]["seeds"]["3"]["parts"]["stories"]["gated"]["reported"]
+    expected = evaluation_records.compare(
+        recorded["rpt"], recorded["ntp"], "gate", part="stories", mode_b="no_think",
+        threshold_a=gated["threshold"],
+    )  # fmt: skip
+    assert by_name["gated"]["difference"]["mean"] == pytest.approx(expected.mean)
+    compute = {arm: entry["seeds"]["3"]["compute"] for arm, entry in again["arms"].items()}
     assert compute["rpt"]["flops_as_rows"] > compute["rpt"]["flops_executed"]
     assert compute["ntp"]["flops_as_rows"] == compute["ntp"]["flops_executed"]
-    assert compute["ntp"]["flops_executed"] > compute["base"]["flops_executed"]
-    experiment_report.write(found, root)
-    report = (root / "report.md").read_text()
-    assert all(claim["what"] in report for claim in found["claims"])
-    assert (root / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert compute["rpt_rlvr"]["flops_executed"] > compute["rpt"]["flops_executed"]
 
 
-def test_the_page_is_made_of_what_an_experiment_writes(finished):
-    """Each section reads the files as they really are."""
-    root, settings = finished
-    runs.write_json(
-        root / "results.json", experiment_report.results(settings, root, experiment.ARMS)
-    )
-    gathered = report_data.gather(root)
-    assert not gathered.missing
-    assert list(gathered.experiments[0].runs) == list(experiment.ARMS)
-    page = report_html.page(gathered, [])
-    assert "Nothing here" not in page
-    assert "Cannot be shown" not in page
-    assert "Elsewhere" not in page  # every cut has its place in the text
-    assert 'class="meter"' in page
+def test_another_plan_reaches_the_pieces_without_a_run(finished, monkeypatch):
+    monkeypatch.setattr(experiment_curves, "draw", lambda found, path: None)
+    workdir, settings = finished
+    plan = settings.experiment
+    claims = (dataclasses.replace(plan.claims[0], goal=True), *plan.claims[1:])
+    changed = dataclasses.replace(settings, experiment=dataclasses.replace(plan, claims=claims))
+    assert experiment.experiment(changed, workdir, None)
+    (last,) = (workdir / "changes.jsonl").read_text().splitlines()
+    assert json.loads(last)["changed_since_last_start"] == ["experiment.claims.0.goal"]
+    assert "## Goals" in (workdir / "report.md").read_text()
+
+
+def test_an_arm_that_was_trained_anew_is_evaluated_anew(finished):
+    workdir, settings = finished
+    part = experiment_plan.parts(settings)["seed3/evaluate_base"]
+    path = workdir / "seed3" / "base" / "summary.json"
+    kept = path.read_text()
+    path.write_text(json.dumps({**json.loads(kept), "params_sha256": "another"}))
+    assert not experiment.is_done(workdir, part)
+    path.write_text(kept)
+    assert experiment.is_done(workdir, part)
+
+
+def test_a_part_run_apart_says_what_it_needs(tmp_path):
+    with pytest.raises(ValueError, match="part ntp needs base, which is not finished below"):
+        experiment.run_part(tiny(), tmp_path / "root", "ntp")
+    with pytest.raises(ValueError, match="unknown part 'npt'; known are base, reference"):
+        experiment.run_part(tiny(), tmp_path / "root", "npt")
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +191,6 @@ def test_the_page_is_made_of_what_an_experiment_writes(finished):
     [
         ({"experiment.claim_part": "novels"}, "novels"),
         ({"evaluate.gate_documents": 0}, "gate_documents"),
-        ({"pretrain.gate.labels": ()}, "gate.labels"),
     ],
 )
 def test_what_the_report_needs_is_asked_for_before_the_first_part(tmp_path, changes, message):

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from data import difficulty, pipeline, sources, tokenizers
+from data import difficulty, pipeline, records, sources, tokenizers
 from rpt import cli, config, export, filtering, index, ledger, loading, positions, scoring, train
 from rpt.model import config as model_config
 from rpt.model import transformer
+from tests.data import corpora
 from tests.rpt import tiny_experiment
 
 TOKENIZER = tokenizers.load("bytes")
@@ -306,3 +307,28 @@ def test_quantisation_stays_within_its_documented_error():
     found = difficulty.decode(difficulty.encode(difficulty.Entry(1, far))).scores
     assert found.entropy == 0
     assert found.log_prob == pytest.approx(-64, abs=1e-2)
+
+
+def test_faults_are_left_out_and_counted_and_an_edited_corpus_is_refused(proxy, tmp_path):
+    path, out = tmp_path / "a.array_record", tmp_path / "index"
+    raws = [f"document number {i}".encode() for i in range(9)]
+    # One within the first shard, one at the end of the second.
+    corpora.write_array_record(path, [raws[0], b"\xff", *raws[1:4], b"\xfe", *raws[4:]])
+    given = settings(f"array_record:{path}", proxy, out)
+    with pytest.raises(records.Fault, match="record 1 is not UTF-8"):
+        index.build(given)
+    given = settings(f"array_record:{path}?on_fault=skip", proxy, out)
+    manifest = index.build(given)
+    assert manifest["counts"] == {"fault/invalid_utf8": 2}
+    assert [len(shard["faults"]) for shard in manifest["shards"]] == [1, 1, 0, 0]
+    opened = difficulty.Index(out, TOKENIZER.digest())
+    assert len(opened) == 9
+    for raw in raws:
+        scores = opened.get(records.document_id(raw.decode()))
+        assert scores is not None
+        assert len(scores.entropy) == len(raw)
+    assert index.build(given) == manifest
+    # As many documents, one of them another.
+    corpora.write_array_record(path, [b"edited", b"\xff", *raws[1:4], b"\xfe", *raws[4:]])
+    with pytest.raises(ValueError, match="holds another index: its documents_digest is"):
+        index.build(given)

@@ -9,7 +9,7 @@ from rpt import config, ledger, loading, pretrain
 from tests.rpt import tiny_experiment
 
 GATE = {
-    "pretrain.gate.spec": "miniature:?kind=plain&split=validation",
+    "pretrain.gate.mixture": (("stories", "miniature:?kind=plain&split=validation", 1.0),),
     "pretrain.gate.labels": ("answer/1", "answer/2"),
     "pretrain.gate.first_step": 4,
     "pretrain.gate.every_steps": 4,

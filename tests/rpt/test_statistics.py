@@ -55,6 +55,28 @@ def test_pairing_removes_what_both_arms_share():
     assert found.high - found.low < 1e-9
 
 
+def test_seeds_count_alike_and_each_draws_its_own_documents():
+    generator = np.random.default_rng(3)
+    runs = [(generator.normal(k, 1, 100 * (k + 1)), np.arange(100 * (k + 1)) // 5) for k in (0, 1)]
+    alone = [statistics.mean_estimate(value_P, document_P, 0) for value_P, document_P in runs]
+    found = statistics.pooled_estimate(runs, 0)
+    assert found.mean == pytest.approx((alone[0].mean + alone[1].mean) / 2)
+    assert (found.n, found.clusters) == (300, 60)
+    # Two independent means halve the variance; the same draws for both would not.
+    twice = statistics.pooled_estimate([runs[0], runs[0]], 0)
+    ratio = (twice.high - twice.low) / (alone[0].high - alone[0].low)
+    assert ratio == pytest.approx(0.5**0.5, rel=0.1)
+    assert statistics.pooled_estimate(runs[:1], 0) == alone[0]
+
+
+def test_a_seed_with_one_document_leaves_the_pooled_interval_unknown():
+    runs = [(np.arange(4.0), np.arange(4)), (np.ones(4), np.zeros(4))]
+    found = statistics.pooled_estimate(runs, 0)
+    assert (found.mean, found.low, found.high) == (1.25, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="no run"):
+        statistics.pooled_estimate([], 0)
+
+
 def test_the_mean_is_over_positions_not_documents():
     value_P = np.array([1, 1, 1, 0], bool)
     found = statistics.mean_estimate(value_P, np.array(["x", "x", "x", "y"]), seed=0)

@@ -1,0 +1,335 @@
+"""The RPT paper in miniature: its tables, and the controls that could refute them.
+
+python -m rpt.experiment --config=configs/paper_mini.py --workdir=runs/paper_mini        3 seeds
+python -m rpt.experiment --config=configs/paper_mini.py:quick --workdir=runs/quick       1, small
+
+Corpus. Three families of puzzles are trained on (chains of arithmetic, pointers, lists), beside a
+part of English; questions need up to 12 steps, and stage 0 shows thoughts up to 4. A fourth family
+(running sums) is held out entirely, a fifth (automata) is the verifiable task of the RLVR stage and
+unseen before it.
+
+Arms. `base` is stage 0. Reinforcement pre-training of it: `rpt`, as in the paper; `rpt_ntp`, with
+next-token prediction on the trunk in the same step; `rpt_random`, at random positions; reward
+variants. Controls at RPT's executed FLOPs: `ntp` and `mixed_sft`; `ntp_wall` at about RPT's wall
+time. `filler` and `rpt_filler`: the same with contentless thoughts in stage 0. `unworked` and
+`rpt_unworked`: no thought was ever shown, which is where emergence would be seen. `*_rlvr`: GRPO on
+the answers of automata, with the same settings; `base_rlvr_long` is given RPT's steps on top.
+`rpt_b*` and `ntp_b*`: budgets of their own, each with its own schedule, for the scaling curves.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from data import sources
+
+TRAINED = ("chain", "pointer", "lookup")
+HELD_OUT, RLVR = "sum", "automaton"
+# Steps of RPT: the main arm's, and those of the scaling curve, 1.5 decades.
+STEPS, BUDGETS = 80, (6, 14, 34, 80, 190)
+
+_CHAIN = {"largest_name_step": 2, "max_variables": 12, "max_depth": 12, "max_words": 104}
+# Plain stories never ask a variable right after its child, worked ones do (configs/mini.py).
+_SPARSE = {"skip_weights": "0,0.6,0.3,0.1", "min_questions": 2, "max_questions": 4}
+_DENSE = {"skip_weights": "0.85,0.1,0.04,0.01", "min_questions": 3, "empty_thought_fraction": 0.0}
+_SHORT_CHAIN = {"min_variables": 3, "max_variables": 4, "min_questions": 1}
+_SHORT = {"min_items": 4, "max_items": 6}
+_IDLE = 0.06  # of the words of worked documents, and of the English, have an empty thought behind
+
+
+def _puzzles(family: str, kind: str, split: str = "train", short: bool = False, **more) -> str:
+    """The spec of one family."""
+    options: dict = {"kind": kind, "split": split}
+    if kind == "worked":
+        options["idle_thought_fraction"] = _IDLE
+    if family == "chain":
+        name = "miniature"
+        options |= _CHAIN | (_DENSE if kind == "worked" else _SPARSE)
+        options |= _SHORT_CHAIN if short else {}
+    else:
+        name, options["family"] = "skills", family
+        options |= _SHORT if short else {}
+    return f"{name}:?" + "&".join(f"{key}={value}" for key, value in (options | more).items())
+
+
+def _mixed(plain: float, worked: float, english: float, short: bool = False, **more) -> tuple:
+    """Plain and worked documents of the trained families in equal parts, and English."""
+    each = 1 / len(TRAINED)
+    parts = [(f, _puzzles(f, "plain", short=short), plain * each) for f in TRAINED]
+    if worked:
+        parts += [
+            (f"{f}_worked", _puzzles(f, "worked", short=short, **more), worked * each)
+            for f in TRAINED
+        ]
+    if english:
+        idle = f"&idle_thoughts={_IDLE}" if worked else ""
+        parts.append(("english", f"pydoc:?split=train{idle}", english))
+    return tuple(parts)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    switches = common.parse_arg(arg, quick=False)
+    config = common.base()
+    config.model = common.model(
+        vocab_size=704,
+        width=128,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=4,
+        head_width=32,
+        ff_width=256,
+        rope_theta=1000.0,
+    )
+    config.data.tokenizer = "miniature:704"
+    config.data.template = common.template("mini")
+    _stage0(config)
+    _rpt(config)
+    _evaluation(config)
+    _experiment(config)
+    config.logging.checkpoint_every_steps = 250
+    if switches.quick:
+        _quick(config)
+    return config
+
+
+def _stage0(config: ConfigDict) -> None:
+    """Short documents first, most of them worked, until thinking works where it is easy."""
+    stage0 = config.pretrain
+    stage0.opening_mixture = _mixed(0.2, 0.8, 0.0, short=True)
+    stage0.opening_steps = 300
+    stage0.mixture = _mixed(0.36, 0.54, 0.1)
+    stage0.batch_size = 12
+    stage0.seq_len = 256
+    stage0.optimizer.kind = "muon"
+    stage0.optimizer.learning_rate = 2e-3
+    stage0.optimizer.muon_learning_rate = 1e-2
+    stage0.optimizer.warmup_steps = 50
+    stage0.optimizer.decay_steps = 350
+    stage0.gate.mixture = tuple((f, _puzzles(f, "plain", "validation"), 1.0) for f in TRAINED)
+    stage0.gate.labels = ("answer/1", "answer/2", "pointer/1", "pointer/2", "lookup/1", "lookup/2")
+    stage0.gate.threshold = 0.8
+    stage0.gate.first_step = 650
+    stage0.gate.every_steps = 100
+    stage0.gate.max_steps = 1650
+
+
+def _rpt(config: ConfigDict) -> None:
+    """On plain documents only."""
+    train = config.train
+    train.mixture = _mixed(0.9, 0.0, 0.1)
+    train.steps = STEPS
+    train.batch_size = 16
+    train.seq_len = 112
+    train.micro_branches = 8
+    train.optimizer.kind = "adamw"
+    train.optimizer.learning_rate = 5e-4
+    train.optimizer.warmup_steps = 10
+    train.optimizer.decay_steps = STEPS // 2
+    config.positions.cuts_per_document = 4
+    config.positions.low_nats = 1.5
+    config.positions.high_nats = 2.6
+    config.positions.random_fraction = 0.1
+    config.rollout.group_size = 16
+    config.rollout.think_tokens = 28
+    config.rollout.chunk_tokens = 14
+    config.reward.normalise = "none"
+    config.reward.groups_per_document = 2
+    config.objective.ntp_weight = 0.0
+    config.objective.ntp_positions = "all"
+
+
+def _evaluation(config: ConfigDict) -> None:
+    """One file of positions for all arms; the parts are the trained and the unseen families."""
+    evaluate = config.evaluate
+    for split in ("validation", "test"):
+        trained = {f: _puzzles(f, "plain", split) for f in TRAINED}
+        evaluate[split] = (
+            ("puzzles", sources.interleave(**trained), 1.0),
+            ("held_out", _puzzles(HELD_OUT, "plain", split), 0.25),
+            ("rlvr", _puzzles(RLVR, "plain", split), 0.25),
+            ("english", f"pydoc:?split={split}", 0.1),
+        )
+    evaluate.documents = 450
+    evaluate.gate_documents = 45
+    evaluate.positions_per_document = 8
+    evaluate.other_positions_per_document = 1
+    evaluate.batch_size = 32
+
+
+def _experiment(config: ConfigDict) -> None:
+    plan = config.experiment
+    plan.hypothesis = (
+        "Where the next token needs several steps of reasoning, a small model that was shown short "
+        "thoughts learns from reward alone, on plain text, to think better and further. On hard "
+        "test tokens of the puzzles RPT with thought exceeds next-token prediction continued at "
+        "equal executed FLOPs, its base with thought, Mixed SFT with thought, and RPT of a base "
+        "whose thoughts are contentless; and RPT with next-token prediction on the trunk, thinking "
+        "only where its entropy is high, exceeds continued next-token prediction on all tokens."
+    )
+    plan.seeds = (0, 1, 2)
+    plan.claim_part = "puzzles"
+    plan.reference = "reference"
+    plan.arms = _arms(config)
+    plan.claims = _claims()
+
+
+def _continued(config: ConfigDict, mixture: tuple, steps: int = 0) -> ConfigDict:
+    """Continued pre-training in batches as stage 0's."""
+    section = common.base().pretrain
+    section.mixture = mixture
+    section.steps = steps
+    section.batch_size, section.seq_len = config.pretrain.batch_size, config.pretrain.seq_len
+    section.optimizer.learning_rate = 4e-4
+    section.optimizer.warmup_steps = 10
+    return section
+
+
+def _arms(config: ConfigDict) -> tuple[dict, ...]:
+    plain = config.train.mixture
+    reference = _continued(config, plain, steps=300)
+    reference.optimizer = config.pretrain.optimizer.copy_and_resolve_references()
+    reference.optimizer.decay_steps = 100
+    # Only the arms that gated thinking is claimed of are thought through at every position.
+    lean = {"evaluate.gate_documents": 0}
+
+    filler = {
+        "pretrain.opening_mixture": _mixed(0.2, 0.8, 0.0, short=True, filler_thoughts=1),
+        "pretrain.mixture": _mixed(0.36, 0.54, 0.1, filler_thoughts=1),
+    }
+    unworked = {
+        "pretrain.opening_mixture": _mixed(1.0, 0.0, 0.0, short=True),
+        "pretrain.mixture": _mixed(0.9, 0.0, 0.1),
+        "pretrain.gate.labels": (),
+        "pretrain.steps": 1000,
+    }
+    ntp = {"pretrain": _continued(config, plain)}
+    mixed_sft = {"pretrain": _continued(config, config.pretrain.mixture)}
+    equal = {"command": "pretrain", "init": "base", "flops_of": "rpt"}
+    return (
+        common.arm("base", "base (stage 0)", "pretrain"),
+        common.arm(
+            *("reference", "reference", "pretrain", {"pretrain": reference}),
+            seed_offset=1000,
+            evaluated=False,
+        ),
+        common.arm("rpt", "RPT", "train", init="base", curve="RPT, with thought"),
+        common.arm(
+            "rpt_ntp", "RPT + trunk NTP", "train", {"objective.ntp_weight": 0.5}, init="base"
+        ),
+        common.arm("ntp", "continued NTP", changes=ntp, curve="NTP, no thought", **equal),
+        common.arm("mixed_sft", "Mixed SFT", changes=mixed_sft, **equal),
+        common.arm(
+            "ntp_wall", "NTP at equal wall time", changes=ntp | lean, **equal, flops_factor=1.25
+        ),
+        *_variants(lean),
+        common.arm("filler", "base, filler thoughts", "pretrain", filler | lean),
+        common.arm("rpt_filler", "RPT, filler thoughts", "train", lean, init="filler"),
+        common.arm("unworked", "base, no thought shown", "pretrain", unworked | lean),
+        common.arm("rpt_unworked", "RPT, no thought shown", "train", lean, init="unworked"),
+        *_rlvr(lean),
+        *_budgets(ntp, lean),
+    )
+
+
+def _variants(lean: dict) -> tuple[dict, ...]:
+    """Of positions and rewards; with answers of one token the first-token reward is RPT's own."""
+    changes = {
+        "rpt_random": ("RPT at random positions", {"positions.mode": "random"}),
+        "rpt_dense": ("RPT, dense reward", {"reward.name": "dense"}),
+        "rpt_conditional": ("RPT, conditional dense", {"reward.name": "conditional_dense"}),
+    }
+    return tuple(
+        common.arm(name, title, "train", change | lean, init="base")
+        for name, (title, change) in changes.items()
+    )
+
+
+def _rlvr(lean: dict) -> tuple[dict, ...]:
+    """GRPO on the answers of the family that nothing was trained on, with RPT's settings."""
+    task = {
+        "train.mixture": (("automata", _puzzles(RLVR, "plain"), 1.0),),
+        "train.steps": 40,
+        "train.optimizer.decay_steps": 20,
+        "positions.mode": "random",
+        "positions.labels": (RLVR,),
+    }
+    longer = {"train.steps": 40 + STEPS, "train.optimizer.decay_steps": (40 + STEPS) // 2}
+    titles = {"base": "base", "ntp": "NTP", "mixed_sft": "Mixed SFT", "rpt": "RPT"}
+    return (
+        *(
+            common.arm(f"{arm}_rlvr", f"{title}, then RLVR", "train", task | lean, init=arm)
+            for arm, title in titles.items()
+        ),
+        common.arm(
+            "base_long_rlvr", "base, RLVR for longer", "train", task | longer | lean, init="base"
+        ),
+    )
+
+
+def _budgets(ntp: dict, lean: dict) -> tuple[dict, ...]:
+    arms = []
+    for steps in BUDGETS:
+        if steps == STEPS:
+            continue  # the main arms are this point
+        schedule = {"train.steps": steps, "train.optimizer.decay_steps": steps // 2}
+        schedule["train.optimizer.warmup_steps"] = min(10, steps // 3)
+        arms.append(
+            common.arm(
+                *(f"rpt_b{steps}", f"RPT, {steps} steps", "train", schedule | lean),
+                init="base",
+                curve="RPT, with thought",
+            )
+        )
+        arms.append(
+            common.arm(
+                *(f"ntp_b{steps}", f"NTP, FLOPs of {steps} steps", "pretrain", ntp | lean),
+                init="base",
+                flops_of=f"rpt_b{steps}",
+                curve="NTP, no thought",
+            )
+        )
+    return tuple(arms)
+
+
+def _claims() -> tuple[dict, ...]:
+    thought, direct, gated = "thought_argmax", "no_think", "gated"
+
+    def hard(a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, **more) -> dict:
+        name = f"{a}_{mode_a}_over_{b}_{mode_b}"
+        claim = {"name": name, "a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b, "goal": goal}
+        return claim | {"part": "puzzles"} | more
+
+    return (
+        hard("rpt", thought, "ntp", direct, goal=True),
+        hard("rpt", thought, "base", thought, goal=True),
+        hard("rpt_ntp", gated, "ntp", direct, goal=True, bin="gate"),
+        hard("rpt", thought, "mixed_sft", thought, goal=True),
+        hard("rpt", thought, "rpt_filler", thought, goal=True),
+        hard("rpt", thought, "rpt", direct),
+        hard("rpt", thought, "ntp", thought),
+        hard("rpt", thought, "ntp_wall", direct),
+        hard("rpt_ntp", thought, "rpt", thought),
+        hard("rpt_ntp", thought, "ntp", direct),
+        hard("rpt_ntp", thought, "mixed_sft", thought),
+        hard("rpt", thought, "rpt_random", thought),
+        hard("rpt_filler", thought, "filler", thought),
+        hard("rpt_unworked", thought, "unworked", thought),
+        hard("rpt_unworked", thought, "unworked", direct),
+        hard("rpt_ntp", gated, "rpt_ntp", direct, bin="gate"),
+        hard("rpt_ntp", gated, "ntp", gated, bin="gate"),
+        hard("rpt_ntp", gated, "base", gated, bin="gate"),
+        hard("rpt_ntp", gated, "mixed_sft", gated, bin="gate"),
+    )
+
+
+def _quick(config: ConfigDict) -> None:
+    """One seed, a tenth of the evaluation and the main arms alone: does it run, and which way?"""
+    plan = config.experiment
+    main = ("base", "reference", "rpt", "rpt_ntp", "ntp", "mixed_sft", "base_rlvr", "rpt_rlvr")
+    plan.seeds = (0,)
+    plan.arms = tuple(arm for arm in plan.arms if arm["name"] in main)
+    plan.claims = tuple(c for c in plan.claims if c["a"] in main and c["b"] in main)
+    config.evaluate.documents = 100
+    config.evaluate.gate_documents = 10
+    config.train.steps = 40
+    config.train.optimizer.decay_steps = 20
+    config.pretrain.gate.max_steps = 850

@@ -1,0 +1,120 @@
+"""What holds of every source: stopped anywhere it goes on exactly, shards are it once an epoch.
+
+Documents are read from the source whenever their turn comes, as those of a large source are.
+"""
+
+import collections
+import itertools
+import json
+import random
+
+import numpy as np
+
+from data import documents, pipeline, resharding, tokenizers
+from tests.data import corpora
+
+BYTES = tokenizers.ByteTokenizer()
+STOPS = 50
+
+
+def check(monkeypatch, source, seq_len=48):
+    """Both properties.
+
+    Args:
+        source: distinct documents, of several rows of seq_len in all.
+    """
+    monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", 0)
+    goes_on_exactly(lambda: packed([source], seq_len, epochs=1))
+    goes_on_exactly(lambda: trunks([source], seq_len, epochs=1))
+    shards_are_the_corpus(source, seq_len)
+
+
+def packed(sources, seq_len, **changes):
+    options = {"batch_size": 1, "seq_len": seq_len, "seed": 5} | changes
+    return pipeline.packed_batches(mixture(sources), BYTES, **options)
+
+
+def trunks(sources, seq_len, **changes):
+    options = {"batch_size": 1, "seq_len": seq_len, "seed": 5, "header_ids": [63]} | changes
+    return pipeline.trunk_batches(mixture(sources), BYTES, min_context=6, **options)
+
+
+def mixture(sources):
+    return [pipeline.Mix(source, 1.0 + k, f"source{k}") for k, source in enumerate(sources)]
+
+
+def flat(batch):
+    """A batch as plain lists, look-ahead included, so that == compares all of it."""
+    return {
+        name: [part.tolist() if isinstance(part, np.ndarray) else part for part in value]
+        if isinstance(value, tuple)
+        else value.tolist()
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in vars(batch).items()
+    }
+
+
+def goes_on_exactly(make, most=80):
+    """Stopped before any of 50 batches, or of all there are, a stream gives what it would have.
+
+    Args:
+        make: a stream of at least 30 batches, from its beginning.
+    """
+    whole, states, batches = make(), [], []
+    for _ in range(most):
+        states.append(json.dumps(whole.get_state(), sort_keys=True))
+        if (batch := next(whole, None)) is None:
+            break
+        batches.append(flat(batch))
+    assert len(batches) >= 30
+    restored = make()
+    stops = random.Random(1).sample(range(len(states)), min(STOPS, len(states)))
+    for turn, stop in enumerate(stops):
+        restored.set_state(json.loads(states[stop]))
+        assert json.dumps(restored.get_state(), sort_keys=True) == states[stop]
+        # To the end now and then; equal states stand for the rest else.
+        ahead = most if turn % 10 == 0 else 2
+        found = [flat(batch) for batch in itertools.islice(restored, min(ahead, most - stop))]
+        assert found == batches[stop : stop + ahead]
+        if stop + len(found) < len(states):
+            reached = json.dumps(restored.get_state(), sort_keys=True)
+            assert reached == states[stop + len(found)]
+
+
+def pieces_by_hand(text, seq_len):
+    """A document's pieces: bos, bytes, eos, cut into rows that overlap by one token."""
+    tokens = [256, *text.encode(), 257]
+    return [tuple(tokens[i : i + seq_len]) for i in range(0, len(tokens) - 1, seq_len - 1)]
+
+
+def pieces_of(stream, batches=None):
+    return [
+        tuple(tokens_S[segments_S == number].tolist())
+        for batch in itertools.islice(stream, batches)
+        for tokens_S, segments_S in zip(batch.tokens_BS, batch.segments_BS)
+        for number in range(1, segments_S.max() + 1)
+    ]
+
+
+def shards_are_the_corpus(source, seq_len):
+    """Of 1, 2, 4 and 8 shards; and of 4, stopped each at its own moment, dealt to 2 and to 8."""
+    wanted = collections.Counter(
+        piece for text in corpora.texts_of(source) for piece in pieces_by_hand(text, seq_len)
+    )
+
+    def shards(count):
+        options = {"epochs": 1, "shard_count": count}
+        return [packed([source], seq_len, shard_index=i, **options) for i in range(count)]
+
+    for count in (1, 2, 4, 8):
+        assert collections.Counter(p for s in shards(count) for p in pieces_of(s)) == wanted
+    four = shards(4)
+    before = [piece for k, shard in enumerate(four) for piece in pieces_of(shard, 2 * k + 1)]
+    states = [json.loads(json.dumps(shard.get_state())) for shard in four]
+    for count in (2, 8):
+        found = collections.Counter(before)
+        for shard, state in zip(shards(count), resharding.reshard(states, count), strict=True):
+            shard.set_state(json.loads(json.dumps(state)))
+            found.update(pieces_of(shard))
+        assert found == wanted

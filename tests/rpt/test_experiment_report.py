@@ -1,0 +1,294 @@
+"""Pieces, and what is made of them alone: claims, tables over seeds, what counts as shown."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rpt import (
+    evaluation,
+    evaluation_records,
+    experiment_claims,
+    experiment_lines,
+    experiment_pieces,
+    experiment_report,
+    experiment_results,
+    experiment_tables,
+)
+from tests.rpt import fixture_pieces
+from tests.rpt.fixture_pieces import claim, piece, plan
+
+THOUGHTS = {"base": 0.3, "ntp": 0.3, "rpt": 0.5, "rpt_rlvr": 0.7}
+
+
+def pieces(seeds=(0, 1), arms=tuple(THOUGHTS), tables=True, **changes):
+    """`changes` are arguments of `piece` by arm."""
+    made = plan()
+    return [
+        piece(made, arm, seed, tables=tables, **(
+            {"thought": THOUGHTS[arm] + 0.2 * seed} | changes.get(arm, {})
+        ))
+        for seed in seeds
+        for arm in arms
+    ]  # fmt: skip
+
+
+# ---- pieces --------------------------------------------------------------------------------------
+
+
+def test_a_piece_keeps_every_answer_that_was_thought_about():
+    rng = np.random.default_rng(0)
+    given = fixture_pieces.measured(0.5, 0.1)
+    thought_P = rng.random(len(given.cut_P)) < 0.7
+    given = dataclasses.replace(
+        given,
+        thought_P=thought_P,
+        argmax_reward_PG=(rng.random((240, 3)) < 0.5) * thought_P[:, None] * 1.0,
+        sampled_reward_PG=(rng.random((240, 3)) < 0.5) * thought_P[:, None] * 1.0,
+        raw_reward_P=(rng.random(240) < 0.5) * 1.0,
+    )
+    found = experiment_pieces.unpack(json.loads(json.dumps(experiment_pieces.pack(given))))
+    for field in dataclasses.fields(evaluation.Measured):
+        value, expected = getattr(found, field.name), getattr(given, field.name)
+        if field.name == "bins":
+            assert all(np.array_equal(value[n], bin_P[thought_P]) for n, bin_P in expected.items())
+        elif field.name == "gate_entropy_P":
+            np.testing.assert_allclose(value, expected[thought_P], atol=5e-7)
+        elif field.name == "ablations":
+            assert not value  # the tables have them
+        elif "prob" in field.name or field.name in ("diagnosis_PG", "over_budget_PG"):
+            assert np.isnan(value).all()
+        elif "tokens" not in field.name:
+            assert np.array_equal(value, expected[thought_P]), field.name
+
+
+def test_a_reward_that_is_no_bit_is_refused():
+    given = fixture_pieces.measured(0.5, 0.1)
+    given = dataclasses.replace(given, raw_reward_P=given.raw_reward_P + 0.5)
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        experiment_pieces.pack(given)
+
+
+def write(folder, *made):
+    for one in made:
+        path = experiment_pieces.path(folder / f"seed{one.seed}", one.arm)
+        experiment_pieces.save(path, one.content)
+
+
+def test_the_report_is_made_of_a_folder_of_pieces(tmp_path):
+    write(tmp_path / "there", *pieces(arms=("base", "rpt")))
+    found = experiment_pieces.read_folder(tmp_path / "there")
+    assert [(p.seed, p.arm) for p in found] == [(0, "base"), (0, "rpt"), (1, "base"), (1, "rpt")]
+    results = experiment_report.make(found, tmp_path / "out", quiet=True)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    again = experiment_report.make(found[::-1], tmp_path / "again", quiet=True)
+    assert json.dumps(again) == json.dumps(results)  # whatever the order of the files
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pieces_that_do_not_belong_together_are_refused(tmp_path):
+    one = piece(plan(), "base")
+    write(tmp_path / "a", one)
+    other = experiment_pieces.Piece({**one.content, "seed": 1, "plan": {"hypothesis": "None."}})
+    write(tmp_path / "a", other)
+    with pytest.raises(ValueError, match="different plans"):
+        experiment_pieces.read_folder(tmp_path / "a")
+    write(tmp_path / "b", one)
+    experiment_pieces.save(tmp_path / "b" / "copy.json.gz", one.content)
+    with pytest.raises(ValueError, match="same arm and seed"):
+        experiment_pieces.read_folder(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match="no pieces"):
+        experiment_pieces.read_folder(tmp_path / "c")
+    (tmp_path / "d.json.gz").write_bytes(b"not zipped")
+    with pytest.raises(ValueError, match=r"d\.json\.gz is no piece"):
+        experiment_pieces.read(tmp_path / "d.json.gz")
+
+
+# ---- claims --------------------------------------------------------------------------------------
+
+
+def claimed(asked, made=None, **changes):
+    """That claim of the pieces of seeds 0 and 1."""
+    made = made or plan()
+    given = pieces(arms=("base", "rpt"), tables=False, **changes)
+    by_seed = {seed: {p.arm: p for p in given if p.seed == seed} for seed in (0, 1)}
+    return experiment_claims.claim(made, asked, by_seed, ">1.5")
+
+
+def test_a_claim_is_the_paired_difference_of_each_seed_and_their_mean():
+    found = claimed(claim("rpt", "thought_argmax", "base", "thought_argmax"))
+    by_arm = {p.arm: p for p in pieces((1,), tables=False)}
+    alone = evaluation_records.compare(
+        by_arm["rpt"].recorded, by_arm["base"].recorded, ">1.5", part="stories"
+    )
+    assert found["seeds"]["1"]["difference"] == evaluation.as_json(alone)
+    assert found["seeds"]["1"]["n"] == alone.n
+    means = [one["difference"]["mean"] for one in found["seeds"].values()]
+    assert found["pooled"]["difference"]["mean"] == pytest.approx(np.mean(means))
+    assert found["pooled"]["shown"]
+    assert found["pooled"]["seeds_shown"] == 2
+    assert found["what"] == (
+        "the rpt, with thought - the base, with thought; hard tokens (>1.5 nats) of stories"
+    )
+
+
+def test_gated_thinking_uses_the_arms_own_threshold():
+    asked = claim("rpt", "gated", "rpt", "no_think", bin="gate")
+    everywhere = claimed(asked, rpt={"threshold": -1.0})["pooled"]["difference"]["mean"]
+    nowhere = claimed(asked, rpt={"threshold": 99.0})["pooled"]["difference"]["mean"]
+    some = claimed(asked)["pooled"]["difference"]["mean"]
+    assert nowhere == 0
+    assert 0 < some < everywhere
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": {"passed": False}, "rpt": {"passed": False}},
+        {"base": {"thought": 0.8}},
+        {"base": {"thought": 0.5}, "rpt": {"thought": 0.5}},
+    ],
+)
+def test_nothing_is_shown_below_the_gate_or_without_a_gain(changes):
+    asked = claim("rpt", "thought_argmax", "base", "thought_argmax")
+    found = claimed(asked, **changes)
+    assert not found["pooled"]["shown"]
+    assert found["pooled"]["seeds_shown"] == 0
+
+
+def test_few_hard_positions_support_nothing():
+    asked = claim("rpt", "thought_argmax", "base", "thought_argmax")
+    assert not claimed(asked, plan(least_positions=1000))["pooled"]["shown"]
+    # Of other bins nothing is said beforehand.
+    by_label = dataclasses.replace(asked, bin="label:answer/2")
+    assert claimed(by_label, plan(least_positions=1000))["pooled"]["shown"]
+
+
+def test_gated_thinking_is_only_shown_where_enough_positions_think():
+    asked = claim("rpt", "gated", "rpt", "no_think", bin="gate")
+    assert claimed(asked)["pooled"]["shown"]
+    assert not claimed(asked, rpt={"enough_thinking": False})["pooled"]["shown"]
+
+
+def test_what_was_not_measured_is_said():
+    asked = claim("rpt", "thought_argmax", "base", "no_think", bin="label:answer/99")
+    assert claimed(asked)["pooled"] is None
+    found = experiment_results.results(pieces(arms=("base", "rpt")))
+    assert found["missing"] == [f"seed{s}/{arm}" for s in (0, 1) for arm in ("ntp", "rpt_rlvr")]
+    assert found["claims"][2]["pooled"] is None
+    assert experiment_lines.claim_lines(found, goals=False)[1].startswith("not measured: the rpt")
+    assert "missing: seed1/ntp has not been evaluated" in experiment_lines.notes(found)
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found():
+    return experiment_results.results(pieces())
+
+
+def table(found, title):
+    (chosen,) = (t for t in experiment_tables.tables(found) if t.title.startswith(title))
+    assert len({len(row) for row in (chosen.columns, *chosen.rows)}) == 1
+    return {row[0]: dict(zip(chosen.columns[1:], row[1:])) for row in chosen.rows}
+
+
+def test_a_cell_is_the_mean_over_seeds_and_each_seed(found):
+    row = table(found, "Next-token accuracy: test, stories")["the rpt"]
+    parts = [entry["parts"]["stories"] for entry in found["arms"]["rpt"]["seeds"].values()]
+    first, second = (part["bins"][">1.5"]["thought_argmax"]["mean"] for part in parts)
+    cell = row["hard >1.5 nats, thought"]
+    assert cell == f"{(first + second) / 2:.3f} ({first:.2f}, {second:.2f})"
+    assert "easy >0.5 nats, no thought" in row
+    alone = table(experiment_results.results(pieces((0,))), "Next-token accuracy")["the rpt"]
+    assert alone["hard >1.5 nats, thought"] == f"{first:.3f}"
+
+
+def test_the_table_of_rlvr_has_each_arm_before_and_after(found):
+    assert found["rlvr"] == [["rpt", "rpt_rlvr"]]
+    rows = table(found, "RLVR")
+    assert list(rows) == ["the rpt"]
+    assert rows["the rpt"]["before, thought"].startswith("0.6")
+    assert rows["the rpt"]["after, thought"].startswith("0.8")
+
+
+def test_depths_stand_in_the_order_of_numbers_and_noise_is_no_depth(found):
+    columns = next(iter(table(found, "By depth of answer: test, stories").values()))
+    assert list(columns) == ["2", "10"]
+    assert not [t for t in experiment_tables.tables(found) if "depth of noise" in t.title]
+    assert table(found, "By depth of answer: test, stories")["n"]["2"] == "30 (30, 30)"
+
+
+def test_the_hard_bin_is_taken_apart_by_kind_of_label_without_loss():
+    measured = fixture_pieces.measured(0.5, 0.1)
+    kinds = experiment_results.hard_by_kind(measured, "stories", ">1.5")
+    inside_P = measured.bins[">1.5"] & measured.in_part("stories")
+    assert set(kinds) == {"answer", "noise", "unlabelled"}
+    assert sum(kind["n"] for kind in kinds.values()) == inside_P.sum()
+    right = sum(kind["n"] * kind["thought_argmax"] for kind in kinds.values())
+    assert right == pytest.approx(measured.argmax_reward_PG[inside_P, 0].sum())
+
+
+def test_what_a_part_asks_for_are_its_labels_but_noise_or_all_of_it():
+    measured = fixture_pieces.measured(0.5, 0.1)
+    assert np.flatnonzero(experiment_results.asked(measured, "stories")).tolist() == [*range(40)]
+    in_rlvr_P = measured.in_part("rlvr")
+    assert np.array_equal(experiment_results.asked(measured, "rlvr"), in_rlvr_P)
+
+
+def test_compute_counts_all_that_an_arm_continues(found):
+    compute = found["arms"]["rpt_rlvr"]["seeds"]["0"]["compute"]
+    assert compute["flops_executed"] == 3 * 10**12
+    assert compute["flops_executed_after_stage0"] == 2 * 10**12
+    assert compute["flops_executed_alone"] == 10**12
+    assert compute["wall_seconds"] == 180
+    row = table(found, "Training compute")["the rpt_rlvr"]
+    assert row["most epochs"].startswith("1.50")
+
+
+def test_a_scaling_curve_has_its_points_by_seed_with_and_without_stage_0(found):
+    points = found["scaling"]["by reward"]
+    assert [(p["arm"], p["seed"], p["flops"], p["flops_after_stage0"]) for p in points] == [
+        ("rpt", 0, 2 * 10**12, 10**12),
+        ("rpt", 1, 2 * 10**12, 10**12),
+    ]
+    documents = points[1]["documents"]
+    mean = sum(documents["thought_argmax"]) / sum(documents["n"])
+    assert points[1]["value"]["thought_argmax"]["mean"] == pytest.approx(mean)
+
+
+def test_altered_thoughts_have_a_table_where_they_were_measured(found):
+    assert not [t for t in experiment_tables.tables(found) if t.title.startswith("Altered")]
+    found = copy.deepcopy(found)
+    row = found["arms"]["rpt"]["seeds"]["0"]["parts"]["stories"]["bins"][">1.5"]
+    row["ablations"] = {"drop": {"accuracy": {"mean": 0.125, "low": 0.1, "high": 0.2}}}
+    rows = table(found, "Altered thoughts")
+    assert rows["the rpt"]["drop"] == "0.125 (0.12)"
+    assert rows["the base"]["drop"] == "-"
+    assert (
+        rows["the rpt"]["true thought"]
+        == table(found, "Next-token")["the rpt"]["hard >1.5 nats, thought"]
+    )
+
+
+def test_the_report_states_goals_first_and_that_seeds_are_few(found):
+    text = "\n".join(experiment_report.markdown(found))
+    assert text.index("## Goals") < text.index("## Other claims") < text.index("## Next-token")
+    assert "2 seeds are few" in text
+    assert all(c["what"] in text for c in found["claims"])
+    goals = experiment_lines.claim_lines(found, goals=True)
+    assert len(goals) == 1
+    assert "shown in 2 of 2 seeds" in goals[0]
+
+
+def test_a_leak_is_said_and_noise_has_its_table(found):
+    leaks = [line for line in experiment_lines.notes(found) if line.startswith("LEAK: the rpt ")]
+    assert len(leaks) == 1  # half of the noise and more is right with thought
+    assert leaks[0].endswith("in seed 0, 1")
+    row = table(found, "Noise")["the rpt"]
+    assert row["no think raw"] == "0.0 (0.0, 0.0)"
+    assert float(row["thought argmax"].split()[0]) > 3
