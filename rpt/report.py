@@ -1,7 +1,7 @@
 """A report that one opens in a browser: one page of an experiment, of its seeds, or of a run.
 
-    python -m rpt.report runs/mini            an experiment
-    python -m rpt.report runs                 a folder of experiments, one per seed
+    python -m rpt.report runs/mini            an experiment, of one seed or more
+    python -m rpt.report runs                 a folder of experiments, side by side
     python -m rpt.report runs/mini/rpt        a run
 
 Writes report.html there, which holds everything it shows, and its plots as PNG files under plots/.
@@ -62,11 +62,10 @@ def _charts(
     report: report_data.Report, studies: Sequence[scaling_points.Study]
 ) -> dict[str, list[report_charts.Chart]]:
     """The plots by the name of their file."""
-    labelled = report.with_results
     return {
         "training": report_charts.training(report),
-        "depths": report_charts.depths([results for _, results in labelled]) if labelled else [],
-        "gates": report_charts.gates(labelled),
+        "depths": report_charts.depths(report),
+        "gates": report_charts.gates(report),
         "scaling": [report_charts.scaling(study) for study in studies],
     }
 

@@ -1,7 +1,7 @@
 """The charts of a report as data: what is drawn, whatever draws it (SVG in the page, PNG files)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -57,12 +57,6 @@ class Chart:
     kind: Literal["share", "number"] = "number"
     zero: bool = False
     log_x: bool = False
-
-
-def tones(arms: Iterable[str]) -> dict[str, int]:
-    """The base is neutral; the others have colours in their order."""
-    others = [arm for arm in arms if arm != "base"]
-    return {"base": 0, **{arm: 1 + index % 6 for index, arm in enumerate(others)}}
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -156,7 +150,7 @@ def _reward_is_its_own(report: report_data.Report) -> bool:
 
 def _over_steps(report: report_data.Report, metric: str, dashed: bool) -> list[Line]:
     lines = []
-    for arm, tone in tones(report.arms).items():
+    for arm, tone in ((arm, report.tones[arm]) for arm in report.drawn):
         runs = [e.runs[arm] for e in report.experiments if arm in e.runs]
         series = [run.metrics[metric] for run in runs if metric in run.metrics]
         lines += _lines(report_data.arm_label(arm), tone, series, dashed)
@@ -185,7 +179,7 @@ def _lines(
 def _loss_over_compute(report: report_data.Report) -> list[Line]:
     """Seeds end at different computes, so each is drawn, and the first one named."""
     lines = []
-    for arm, tone in tones(report.arms).items():
+    for arm, tone in ((arm, report.tones[arm]) for arm in report.drawn):
         name = report_data.arm_label(arm)
         for experiment in report.experiments:
             metrics = experiment.runs[arm].metrics if arm in experiment.runs else {}
@@ -207,75 +201,67 @@ def _loss_over_compute(report: report_data.Report) -> list[Line]:
 # ---- results -------------------------------------------------------------------------------------
 
 
-def depths(results: Sequence[Mapping]) -> list[Chart]:
+def depths(report: report_data.Report) -> list[Chart]:
     """Accuracy by the number in a label ('answer/3'), a chart for every kind of label."""
+    results = [results for _, results in report.with_results]
+    kinds: dict[str, set[int]] = {}
+    for entry in (entry for found in results for entry in found["arms"].values()):
+        for label in entry["labels"]:
+            kind, _, number = label.partition("/")
+            if number.isdigit():
+                kinds.setdefault(kind, set()).add(int(number))
     charts = []
-    labels = list(next(iter(results[0]["arms"].values()))["depths"])
-    kinds: dict[str, list[str]] = {}
-    for label in labels:
-        kind, _, number = label.partition("/")
-        if number.isdigit():
-            kinds.setdefault(kind, []).append(label)
-    colours = tones(results[0]["arms"])
-    for kind, of_kind in kinds.items():
-        if len(of_kind) < 2:
+    for kind, numbers in kinds.items():
+        if len(numbers) < 2:
             continue
-        of_kind.sort(key=lambda label: int(label.partition("/")[2]))
-        x = np.array([int(label.partition("/")[2]) for label in of_kind])
+        x = np.array(sorted(numbers))
         lines = []
         for mode, dashed in (("thought_argmax", False), ("no_think", True)):
-            for arm in results[0]["arms"]:
-                y = np.mean(
-                    [[_depth(r, arm, label, mode) for label in of_kind] for r in results], axis=0
-                )
-                name = "" if dashed else report_data.arm_label(arm)
-                lines.append(Line(name, colours[arm], x, y, dashed=dashed))
+            for arm in report.drawn:
+                y = np.array([_labelled(results, arm, f"{kind}/{n}", mode) for n in x])
+                if np.isfinite(y).any():
+                    name = "" if dashed else report_data.arm_label(arm)
+                    lines.append(Line(name, report.tones[arm], x, y, dashed=dashed))
         caption = "Solid: with a thought. Dashed: without. At any entropy; the mean over seeds."
         charts.append(
-            Chart(f"By depth: {kind}", caption, "depth", "accuracy", lines, "share", zero=True)
+            Chart(f"By depth: {kind}", caption, "depth", "accuracy", lines, "share", True)
         )
     return charts
 
 
-def _depth(results: Mapping, arm: str, label: str, mode: str) -> float:
-    found = results["arms"][arm]["depths"].get(label)
-    return float("nan") if found is None else found[mode]["mean"]
+def _labelled(results: Sequence[Mapping], arm: str, label: str, mode: str) -> float:
+    """The mean over seeds; not a number where no seed has such a label."""
+    found = [
+        r["arms"][arm]["labels"][label][mode]
+        for r in results
+        if arm in r["arms"] and label in r["arms"][arm]["labels"]
+    ]
+    return float(np.mean(found)) if found else float("nan")
 
 
-def gates(labelled: Sequence[tuple[str, Mapping]]) -> list[Chart]:
+def gates(report: report_data.Report) -> list[Chart]:
     """Accuracy on all tokens over the thought tokens spent, one chart a seed."""
     charts = []
-    for label, results in labelled:
-        colours, lines = tones(results["arms"]), []
-        for arm, entry in results["arms"].items():
-            curve = sorted(entry["curve"], key=lambda p: p["thought_tokens_per_document_token"])
-            x = np.array([p["thought_tokens_per_document_token"] for p in curve])
-            y = np.array([p["thought_argmax"] for p in curve])
-            lines.append(Line(report_data.arm_label(arm), colours[arm], x, y))
-            at = entry["gated"]
-            lines.append(
-                Line(
-                    "",
-                    colours[arm],
-                    np.array([at["thought_tokens_per_document_token"]]),
-                    np.array([at["thought_argmax"]]),
-                    marks=True,
-                )
-            )
-        caption = (
-            "Thinking only above a threshold of entropy. Dots: the threshold that validation chose."
-        )
-        charts.append(
-            Chart(
-                f"When to think, {label}",
-                caption,
-                "thought tokens per document token",
-                "all tokens",
-                lines,
-                "share",
-            )
-        )
+    for label, results in report.with_results:
+        lines = []
+        for arm in report.drawn:
+            gated = results["arms"].get(arm, {}).get("gated")
+            if gated is None:
+                continue
+            points = sorted(gated["curve"], key=lambda p: p["thought_tokens_per_document_token"])
+            name, tone = report_data.arm_label(arm), report.tones[arm]
+            lines.append(Line(name, tone, *_gate_points(points)))
+            lines.append(Line("", tone, *_gate_points([gated["reported"]]), marks=True))
+        caption = "Thinking only above a threshold of entropy. Dots: the one validation chose."
+        axes = ("thought tokens per document token", "all tokens")
+        if lines:
+            charts.append(Chart(f"When to think, {label}", caption, *axes, lines, "share"))
     return charts
+
+
+def _gate_points(points: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    x = np.array([point["thought_tokens_per_document_token"] for point in points])
+    return x, np.array([point["thought_argmax"] for point in points])
 
 
 # ---- scaling -------------------------------------------------------------------------------------
@@ -285,12 +271,8 @@ _FORM_NAMES = {"power": "power law", "log_linear": "log-linear", "sigmoid": "sig
 
 def scaling(study: scaling_points.Study) -> Chart:
     """An arm's points, and the three curves, the best one with its band."""
-    compared = {n: c for n, c in study.curves.items() if c.error is not None} or study.curves
-    best = min(
-        compared,
-        key=lambda n: abs(compared[n].error.value) if compared[n].error else 0,
-        default=None,
-    )
+    misses = {n: abs(c.error.value) for n, c in study.curves.items() if c.error is not None}
+    best = min(misses, key=misses.__getitem__) if misses else None
     lines = []
     for tone, (name, curve) in enumerate(study.curves.items(), 1):
         band = name == best

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rpt import scaling_points
+from rpt import experiment_lines, scaling_points
 
 # Beside the arms: it only sorts positions by difficulty.
 _REFERENCE = "reference"
+_FIELDS = {"hypothesis", "seeds", "commits", "claim_part", "bin", "claims", "arms", "scaling"}
 _RESULTS, _METRICS, _SUMMARY = "results.json", "metrics.jsonl", "summary.json"
 
 
@@ -52,7 +53,7 @@ class Experiment:
 
     Attributes:
       label: such as 'seed 0'.
-      results: results.json (rpt/experiment_report.py), or None.
+      results: what results.json says of this seed (`_of_seed`), or None.
       runs: by arm, in the order of the results.
     """
 
@@ -68,12 +69,18 @@ class Report:
     Attributes:
       title: for the head of the page.
       experiments: one per seed.
-      points: of scaling curves, of all arms, measures and seeds.
+      pooled: by claim, over the seeds: difference and shown; empty where nothing is pooled.
+      featured: arms that are drawn in colour; none means all.
+      caveats: what else decides whether a figure counts, in words.
+      points: of scaling curves, of all curves, measures and seeds.
       missing: what was looked for and not found, in words.
     """
 
     title: str
     experiments: Sequence[Experiment]
+    pooled: Mapping[str, Mapping[str, Any]]
+    featured: Sequence[str]
+    caveats: Sequence[str]
     points: Sequence[scaling_points.Point]
     missing: Sequence[str]
 
@@ -84,12 +91,22 @@ class Report:
         for experiment in self.experiments:
             found |= dict.fromkeys((experiment.results or {}).get("arms", {}))
             found |= dict.fromkeys(experiment.runs)
-        found |= dict.fromkeys(point.arm for point in self.points)
         return list(found)
 
     @property
+    def drawn(self) -> list[str]:
+        """The arms of the charts."""
+        return [arm for arm in self.arms if not self.featured or arm in self.featured]
+
+    @property
+    def tones(self) -> dict[str, int]:
+        """A colour for each arm: the base and what is not drawn are neutral (0)."""
+        coloured = [arm for arm in self.drawn if arm != "base"]
+        return {arm: 1 + coloured.index(arm) % 6 if arm in coloured else 0 for arm in self.arms}
+
+    @property
     def with_results(self) -> list[tuple[str, dict[str, Any]]]:
-        """(label, results.json) of the experiments that have one."""
+        """(label, results) of the seeds that have some."""
         return [(e.label, e.results) for e in self.experiments if e.results is not None]
 
 
@@ -106,7 +123,7 @@ def noting(report: Report, notes: Sequence[str]) -> Report:
 
 
 def gather(root: pathlib.Path) -> Report:
-    """Reads a directory: an experiment, a folder of experiments (one per seed), or a run.
+    """Reads a directory: an experiment of one or more seeds, a folder of experiments, or a run.
 
     Raises:
       FileNotFoundError: there is no such directory.
@@ -114,27 +131,42 @@ def gather(root: pathlib.Path) -> Report:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"directory not found: {root}")
-    notes: list[str] = []
-    children = sorted(child for child in root.iterdir() if child.is_dir())
-    seeds = [child for child in children if _is_experiment(child)]
+    name, notes = root.resolve().name, list[str]()
     if _is_run(root):
-        run = _run(root, root.resolve().name, "", notes)
-        experiments, title = [Experiment("", None, {run.arm: run})], f"Run {run.arm}"
-    elif seeds and not (root / _RESULTS).is_file():
-        experiments = [_experiment(child, f"{child.name}/", notes) for child in seeds]
-        title = f"Experiment {root.resolve().name}"
-    elif _is_experiment(root):
-        experiments = [_experiment(root, "", notes)]
-        title = f"Experiment {root.resolve().name}"
-    else:
+        run = _run(root, name, "", notes)
+        return Report(f"Run {name}", [Experiment("", None, {name: run})], {}, (), (), (), notes)
+    inner = [child for child in sorted(root.iterdir()) if child.is_dir() and _is_experiment(child)]
+    if not inner and not _is_experiment(root):
         raise ValueError(
             f"{root} holds neither an experiment nor a run; give the --workdir of rpt.experiment, "
             "rpt.train or rpt.pretrain"
         )
-    points = []
-    for folder in (root, *seeds):
-        points += _points(folder / scaling_points.FILE, notes)
-    return Report(title, experiments, points, notes)
+    whole = _results(root, notes)
+    experiments, readable = [], [] if whole is None else [whole]
+    for folder in inner or [root]:
+        prefix = "" if folder == root else f"{folder.name}/"
+        found = whole
+        if found is None and folder != root:
+            found = _results(folder, notes)
+            readable += [] if found is None else [found]
+        experiments.append(_experiment(folder, prefix, found, notes))
+    # What was made of pieces alone, without the runs.
+    known = {experiment.label for experiment in experiments if experiment.results is not None}
+    for seed in whole["seeds"] if whole else ():
+        if f"seed {seed}" not in known:
+            experiments.append(Experiment(f"seed {seed}", _of_seed(whole, seed), {}))
+    experiments = [e for e in experiments if e.results is not None or e.runs]
+    caveats = dict.fromkeys(line for found in readable for line in experiment_lines.notes(found))
+    pooled = {c["name"]: c["pooled"] for c in whole["claims"] if c["pooled"]} if whole else {}
+    return Report(
+        title=f"Experiment {name}",
+        experiments=experiments,
+        pooled=pooled,
+        featured=experiment_lines.featured(readable[0]) if readable else (),
+        caveats=list(caveats),
+        points=[point for found in readable for point in _points(found)],
+        missing=notes,
+    )
 
 
 def _is_run(folder: pathlib.Path) -> bool:
@@ -142,30 +174,101 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _is_experiment(folder: pathlib.Path) -> bool:
-    """Runs inside, or the mark of the command."""
+    """Results, runs inside, or the mark of the command."""
     if _is_run(folder):
         return False
-    command = _json(folder / "command.json", []) or {}
-    if command.get("command") == "experiment":
+    if "claims" in (_json(folder / _RESULTS, []) or {}):
+        return True
+    if (_json(folder / "command.json", []) or {}).get("command") == "experiment":
         return True
     return any(_is_run(child) for child in folder.iterdir() if child.is_dir())
 
 
-def _experiment(folder: pathlib.Path, prefix: str, notes: list[str]) -> Experiment:
-    results = _json(folder / _RESULTS, notes)
-    if results is None:
+def _experiment(
+    folder: pathlib.Path, prefix: str, found: dict[str, Any] | None, notes: list[str]
+) -> Experiment:
+    """One seed's runs, and what the results say of that seed."""
+    seed = (_json(folder / "config.json", notes) or {}).get("seed")
+    if seed is None and found is not None and len(found["seeds"]) == 1:
+        (seed,) = found["seeds"]
+    if found is None:
         notes.append(f"{prefix}{_RESULTS}: not there yet, so no claims and no tables")
-    found = {child.name: child for child in sorted(folder.iterdir()) if _is_run(child)}
-    order = [arm for arm in (results or {}).get("arms", {}) if arm in found]
-    order += [name for name in found if name not in order and name != _REFERENCE]
-    runs = {arm: _run(found[arm], arm, f"{prefix}{arm}/", notes) for arm in order}
-    for arm in (results or {}).get("arms", {}):
-        if arm not in runs:
-            notes.append(f"{prefix}{arm}: its run directory is not there, so no curves of it")
-    seed = (results or {}).get("config_seed")
-    if seed is None:
-        seed = (_json(folder / "config.json", notes) or {}).get("seed")
-    return Experiment(folder.resolve().name if seed is None else f"seed {seed}", results, runs)
+    there = {child.name: child for child in sorted(folder.iterdir()) if _is_run(child)}
+    arms = list(found["arms"]) if found else []
+    order = [arm for arm in arms if arm in there]
+    order += [name for name in there if name not in order and name != _REFERENCE]
+    runs = {arm: _run(there[arm], arm, f"{prefix}{arm}/", notes) for arm in order}
+    notes += [
+        f"{prefix}{arm}: its run directory is not there, so no curves of it"
+        for arm in arms
+        if arm not in runs
+    ]
+    label = folder.resolve().name if seed is None else f"seed {seed}"
+    results = _of_seed(found, seed) if found and seed in found["seeds"] else None
+    return Experiment(label, results, runs)
+
+
+def _of_seed(found: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Of results.json what it says of one seed; fields as there, those of the claim's part."""
+    part, hard, key = found["claim_part"], found["bin"], str(seed)
+    arms = {}
+    for name, arm in found["arms"].items():
+        if key in arm["seeds"]:
+            inside = arm["seeds"][key]["parts"][part]
+            arms[name] = {
+                "title": arm["title"],
+                "hard": inside["bins"][hard],
+                "gated": inside["gated"],
+                "labels": inside["labels"],
+                "compute": arm["seeds"][key]["compute"],
+            }
+    return {
+        **{name: found[name] for name in ("hypothesis", "claim_part", "bin", "commits")},
+        "claims": [
+            {**{n: claim[n] for n in ("name", "what", "goal")}, **claim["seeds"][key]}
+            for claim in found["claims"]
+            if key in claim["seeds"]
+        ],
+        "arms": arms,
+    }
+
+
+def _points(found: Mapping[str, Any]) -> Iterator[scaling_points.Point]:
+    """Of every curve, without a thought and with one; an arm is a budget, the same in all seeds."""
+    for curve, points in found["scaling"].items():
+        budgets: dict[str, list[float]] = {}
+        for point in points:
+            budgets.setdefault(point["arm"], []).append(point["flops_after_stage0"])
+        for mode, words in (
+            ("no_think", "without a thought"),
+            ("thought_argmax", "with a thought"),
+        ):
+            for point in points:
+                documents = point["documents"]
+                counted = zip(documents[mode], documents["n"], strict=True)
+                trained = float(point["flops_after_stage0"])
+                yield scaling_points.Point(
+                    arm=curve,
+                    seed=point["seed"],
+                    measure=f"hard tokens, {words}",
+                    budget_FLOPs=float(np.mean(budgets[point["arm"]])),
+                    stage0_FLOPs=point["flops"] - trained,
+                    trained_FLOPs=trained,
+                    # Each seed has a reference of its own, and so positions of its own.
+                    documents={f"{point['seed']}/{d}": pair for d, pair in enumerate(counted)},
+                )
+
+
+def _results(folder: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
+    """results.json of an experiment."""
+    found = _json(folder / _RESULTS, notes)
+    if found is not None and not _FIELDS <= set(found):
+        lacks = ", ".join(sorted(_FIELDS - set(found)))
+        notes.append(
+            f"{folder.name}/{_RESULTS}: of another version (no {lacks}), so it was left out"
+        )
+        return None
+    return found
 
 
 def _run(folder: pathlib.Path, arm: str, prefix: str, notes: list[str]) -> Run:
@@ -227,11 +330,3 @@ def _lines(path: pathlib.Path, prefix: str, notes: list[str]) -> Iterator[dict[s
         except ValueError:
             if number < len(lines):
                 notes.append(f"{prefix}{path.name}, line {number}: damaged, so it was left out")
-
-
-def _points(path: pathlib.Path, notes: list[str]) -> list[scaling_points.Point]:
-    try:
-        return scaling_points.load(path) if path.is_file() else []
-    except ValueError as error:
-        notes.append(f"{error}; no scaling curves from this file")
-        return []

@@ -78,7 +78,8 @@ def _section(key: str, name: str, content: Callable[[], str]) -> str:
 def _subtitle(report: report_data.Report) -> str:
     parts = [label for label in (e.label for e in report.experiments) if label]
     for _, results in report.with_results[:1]:
-        parts.append(f"report at commit {results['commit'][:12]}")
+        commits = ", ".join(commit[:12] for commit in results["commits"])
+        parts.append(f"evaluated at commit {commits}")
     times = [
         start["time"]
         for experiment in report.experiments

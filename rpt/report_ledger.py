@@ -1,7 +1,7 @@
 """What a run cost and what went wrong in it, as HTML: compute, alarms, and how it was made."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rpt import ledger, report_data, report_results
@@ -98,7 +98,7 @@ def _duration(seconds: float) -> str:
 def _inference(report: report_data.Report) -> str:
     rows = [
         [
-            _text(report_data.arm_label(arm)),
+            _text(entry["title"]),
             _text(label),
             f"{cost['inference_flops_per_token']['no_think'] / 1e6:,.2f}",
             f"{cost['inference_flops_per_token']['thought'] / 1e6:,.2f}",
@@ -106,8 +106,9 @@ def _inference(report: report_data.Report) -> str:
             f"{cost['flops_as_rows'] / 1e12:,.3f}",
         ]
         for label, results in report.with_results
-        for arm, entry in results["arms"].items()
+        for entry in results["arms"].values()
         for cost in (entry["compute"],)
+        if cost["inference_flops_per_token"]
     ]
     if not rows:
         return ""
@@ -126,10 +127,10 @@ def _inference(report: report_data.Report) -> str:
 
 
 def alarms(report: report_data.Report) -> str:
-    """What the runs and the evaluations noticed by themselves; no alarm is said, too."""
-    lines = [*_of_runs(report), *_of_noise(report.with_results)]
+    """What the runs noticed by themselves; no alarm is said, too."""
+    lines = list(_of_runs(report))
     if not lines:
-        return '<p class="calm">None: nothing was skipped, nothing collapsed, no leak was seen.</p>'
+        return '<p class="calm">None: no update was skipped, and nothing collapsed.</p>'
     return f'<ul class="alarms">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
@@ -149,20 +150,6 @@ def _of_runs(report: report_data.Report) -> Iterator[str]:
             gate = (run.summary or {}).get("gate") or {}
             if gate.get("final_accuracy") is not None and not gate["passed"]:
                 yield f"{name}: its gate was not passed ({gate['final_accuracy']:.3f})"
-
-
-def _of_noise(labelled: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    for label, results in labelled:
-        for arm, entry in results["arms"].items():
-            check = entry["leak_check"]
-            for mode, sigmas in check["sigmas_above_guess"].items() if check else ():
-                if abs(sigmas) > 3:
-                    words = "a leak is suspected" if sigmas > 0 else "below a constant guess"
-                    yield (
-                        f"<b>{_text(report_data.arm_label(arm))}, {_text(label)}</b>: on noise, "
-                        f"{_text(mode.replace('_', ' '))} is {sigmas:+.1f} sigma from a constant "
-                        f"guess; {words}"
-                    )
 
 
 # ---- how it was made -----------------------------------------------------------------------------

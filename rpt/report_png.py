@@ -34,6 +34,11 @@ def write(folder: pathlib.Path, charts: Mapping[str, Sequence[report_charts.Char
             _draw(axis, chart)
         for axis in axes.flat[len(of_name) :]:
             axis.set_axis_off()
+        # Names stand where the final layout has the ends of the lines.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for axis, chart in zip(axes.flat, of_name, strict=False):
+            _names(axis, chart)
         figure.savefig(folder / f"{name}.png", dpi=144)
         plt.close(figure)
 
@@ -69,12 +74,15 @@ def _draw(axis, chart: report_charts.Chart) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", lw=0.7)
     axis.tick_params(labelsize=8.5)
-    _names(axis, chart, scale)
+    if any(line.name for line in chart.lines):  # room for names behind the ends of the lines
+        low, high = axis.get_xlim()
+        wider = high * (high / low) ** 0.22 if chart.log_x else high + 0.22 * (high - low)
+        axis.set_xlim(low, wider)
 
 
-def _names(axis, chart: report_charts.Chart, scale: float) -> None:
+def _names(axis, chart: report_charts.Chart) -> None:
     """Beside the ends of their lines, pushed apart where they would touch."""
-    ends = []
+    scale, ends = 100 if chart.kind == "share" else 1, []
     for line in chart.lines:
         kept = np.isfinite(line.y)
         if line.name and kept.any():

@@ -16,7 +16,6 @@ text = html.escape
 def claims(report: report_data.Report) -> str:
     """What was claimed beforehand, then every comparison with its interval, per seed."""
     labelled = report.with_results
-    results = labelled[0][1]
     rows = _by_name(labelled)
     ends = [
         end
@@ -28,19 +27,36 @@ def claims(report: report_data.Report) -> str:
     low, high = min([0.0, *ends]), max([0.0, *ends])
     margin = 0.04 * (high - low or 1.0)
     scale = (low - margin, high + margin)
-    items = "".join(_claim(found, scale, len(labelled)) for found in rows.values())
-    shown = sum(all(claim["shown"] for _, claim in found) for found in rows.values())
-    everywhere = "" if len(labelled) == 1 else f" in {len(labelled)} seeds of {len(labelled)}"
+    parts = [
+        f'<blockquote class="hypothesis"><p>{text(labelled[0][1]["hypothesis"])}</p>'
+        "<footer>claimed in the config, before the runs</footer></blockquote>",
+    ]
+    for title, goal in (("Goals", True), ("Other claims", False)):
+        of_kind = {n: found for n, found in rows.items() if found[0][1]["goal"] == goal}
+        if of_kind:
+            parts.append(_claims(title, of_kind, report.pooled, scale))
+    notes = "".join(f"<li>{text(note)}</li>" for note in report.caveats)
+    return "".join([*parts, f'<ul class="quiet">{notes}</ul>' if notes else ""])
+
+
+def _claims(
+    title: str,
+    rows: Mapping[str, Sequence[tuple[str, Mapping]]],
+    pooled: Mapping[str, Mapping],
+    scale: tuple[float, float],
+) -> str:
+    """The goals, or the others: a sentence, the rows, and the scale they share."""
+    items, shown = [], 0
+    for name, found in rows.items():
+        kind, words = _joint_verdict(found, pooled.get(name))
+        shown += kind == "shown"
+        items.append(_claim(found, pooled.get(name), scale, kind, words))
+    low, high = (f"{end:+.2f}".replace("-", "\u2212") for end in scale)
     return (
-        f'<blockquote class="hypothesis"><p>{text(results["hypothesis"])}</p>'
-        "<footer>claimed in the config, before the runs</footer></blockquote>"
-        f"{_gates(labelled)}"
-        f'<p class="lead"><b>{shown} of {len(rows)}</b> differences are shown{everywhere}: the '
-        "whole 95% interval lies above 0, there are enough positions, and stage 0 passed its "
-        "gate.</p>"
-        f'<ol class="claims">{items}</ol>'
-        f'<p class="axis-note"><span>{scale[0]:+.2f}</span><span>0 is the line</span>'
-        f"<span>{scale[1]:+.2f}</span></p>"
+        f'<h3 class="kinds">{title}</h3><p class="lead"><b>{shown} of {len(rows)}</b> are shown: '
+        "the whole 95% interval lies above 0, there are enough positions, and every gate was "
+        f'passed.</p><ol class="claims">{"".join(items)}</ol><p class="axis-note">'
+        f"<span>{low}</span><span>0 is the line</span><span>{high}</span></p>"
     )
 
 
@@ -52,26 +68,21 @@ def _by_name(labelled: Sequence[tuple[str, Mapping]]) -> dict[str, list[tuple[st
     return rows
 
 
-def _gates(labelled: Sequence[tuple[str, Mapping]]) -> str:
-    parts = []
-    for label, results in labelled:
-        gate = results["gate"]
-        state = "passed" if gate["passed"] else "not passed, so no claim counts as shown"
-        parts.append(
-            f"{text(label)}: <b>{state}</b> ({_percent(gate['accuracy'])}, asked "
-            f"{_percent(gate['threshold'])})"
-        )
-    return f'<p class="quiet">Gate of stage 0. {"; ".join(parts)}.</p>'
-
-
-def _claim(found: Sequence[tuple[str, Mapping]], scale: tuple[float, float], seeds: int) -> str:
-    verdicts = [verdict(claim) for _, claim in found]
-    words, kind = _joint_verdict(verdicts)
+def _claim(
+    found: Sequence[tuple[str, Mapping]],
+    pooled: Mapping[str, Any] | None,
+    scale: tuple[float, float],
+    kind: str,
+    words: str,
+) -> str:
+    several = len(found) > 1
     what, _, where = found[0][1]["what"].partition("; ")
     tracks = "".join(
-        _track(claim["difference"], scale, verdict(claim), label if seeds > 1 else "")
+        _track(claim["difference"], scale, verdict(claim), label if several else "")
         for label, claim in found
     )
+    if several and pooled is not None:
+        tracks += _track(pooled["difference"], scale, kind, "mean")
     counts = sorted({claim["n"] for _, claim in found})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     return (
@@ -106,11 +117,19 @@ _VERDICTS = {
 }
 
 
-def _joint_verdict(verdicts: Sequence[str]) -> tuple[str, str]:
-    """In words, and the class that colours the row."""
-    if len(set(verdicts)) == 1:
-        return _VERDICTS[verdicts[0]], verdicts[0]
-    return f"shown in {verdicts.count('shown')} of {len(verdicts)}", "open"
+def _joint_verdict(
+    found: Sequence[tuple[str, Mapping]], pooled: Mapping[str, Any] | None
+) -> tuple[str, str]:
+    """The class that colours the row, and words: of the pooled difference, if there is one."""
+    verdicts = [verdict(claim) for _, claim in found]
+    if len(found) > 1 and pooled is not None:
+        kind = verdict(pooled)
+    else:
+        kind = verdicts[0] if len(set(verdicts)) == 1 else "open"
+    words = _VERDICTS[kind]
+    if len(found) > 1:
+        words += f", {verdicts.count('shown')} of {len(found)} seeds"
+    return kind, words
 
 
 def _track(value: Mapping[str, Any], scale: tuple[float, float], kind: str, label: str) -> str:
@@ -146,17 +165,17 @@ def arms(report: report_data.Report) -> str:
     """Accuracy of every arm and seed without and with a thought, drawn and as a table."""
     labelled = report.with_results
     part, hard = labelled[0][1]["claim_part"], labelled[0][1]["bin"]
-    colours = report_charts.tones(labelled[0][1]["arms"])
     rows = []
-    for arm, tone in colours.items():
-        for label, results in labelled:
-            if arm in results["arms"]:
-                name = report_data.arm_label(arm) if label == labelled[0][0] else ""
-                rows.append(
-                    _pair(name, label, results["arms"][arm]["hard"], tone, len(labelled) > 1)
-                )
-    charts = report_charts.depths([results for _, results in labelled])
-    charts += report_charts.gates(labelled)
+    for arm in report.arms:
+        found = [
+            (label, results["arms"][arm])
+            for label, results in labelled
+            if arm in results["arms"] and results["arms"][arm]["hard"] is not None
+        ]
+        for number, (label, entry) in enumerate(found):
+            name = "" if number else entry["title"]
+            rows.append(_pair(name, label, entry["hard"], report.tones[arm], len(labelled) > 1))
+    charts = [*report_charts.depths(report), *report_charts.gates(report)]
     return (
         f'<p class="lead">Accuracy at hard tokens of {text(part)} (more than '
         f"{text(hard.lstrip('>'))} nats under a frozen reference). "
@@ -206,20 +225,20 @@ _COLUMNS = (
 def _table(labelled: Sequence[tuple[str, Mapping]]) -> str:
     rows = []
     for label, results in labelled:
-        for arm, entry in results["arms"].items():
+        for entry in results["arms"].values():
+            cells = [text(entry["title"]), text(label.removeprefix("seed "))]
             hard, gated = entry["hard"], entry["gated"]
-            rows.append(
-                [
-                    text(report_data.arm_label(arm)),
-                    text(label.removeprefix("seed ")),
-                    *(interval(hard[m]) for m in ("no_think", "thought_argmax", "thought_sample")),
-                    interval(entry["all"]["no_think"]),
-                    _percent(gated["thought_argmax"]),
-                    _percent(gated["share"]),
-                    f"{hard['thought_tokens']:.1f}",
-                    _percent(hard["answer_rate"]),
-                ]
-            )
+            modes = ("no_think", "thought_argmax", "thought_sample")
+            cells += [interval(hard[mode]) if hard else "" for mode in modes]
+            if gated:
+                reported = gated["reported"]
+                cells += [interval(gated["no_think"]), _percent(reported["thought_argmax"])]
+                cells.append(_percent(reported["share"]))
+            else:
+                cells += [""] * 3
+            if hard:
+                cells += [f"{hard['mean_thought_tokens']:.1f}", _percent(hard["answer_rate"])]
+            rows.append(cells)
     return table(_COLUMNS, rows)
 
 

@@ -1,12 +1,7 @@
-"""Scaling over budgets and seeds: points in a file, intervals, and the three forms compared.
+"""Scaling over budgets and seeds: points, intervals, and the three forms compared.
 
-A point is one arm trained at one budget from one seed, and evaluated. In scaling.jsonl, one a line:
-
-    arm, seed, measure     what was measured, in words; only equal ones are compared
-    budget_FLOPs           the nominal budget, the same for all seeds
-    stage0_FLOPs           executed before the arm begins (the base's)
-    trained_FLOPs          executed by the arm itself
-    documents              {document: [sum of the measure over its positions, positions]}
+A point is one arm trained at one budget from one seed, and evaluated; those of an experiment stand
+in its results.json (`report_data.gather`).
 
 Intervals are percentiles of a bootstrap over seeds and documents: seeds are drawn with replacement,
 and so are documents, the same ones for every point, since all are evaluated on the same text. With
@@ -17,22 +12,29 @@ Letters: P points, Q resamples, D documents.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rpt import evaluation, evaluation_records, files, scaling
+from rpt import scaling
 
-FILE = "scaling.jsonl"
-RESAMPLES = 400
+RESAMPLES = 200
 _BAND_POINTS = 49
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One arm at one budget from one seed; see above."""
+    """One run.
+
+    Attributes:
+      arm: the curve that it is a point of.
+      seed: of its experiment.
+      measure: what was measured, in words; only equal ones are compared.
+      budget_FLOPs: the nominal budget, the same for all seeds.
+      stage0_FLOPs: executed before the arm begins.
+      trained_FLOPs: executed by the arm itself.
+      documents: of each, the sum of the measure over its positions, and the positions.
+    """
 
     arm: str
     seed: int
@@ -108,96 +110,6 @@ class Study:
     points: tuple[Point, ...]
     curves: dict[str, Curve]
     notes: tuple[str, ...]
-
-
-# ---- points --------------------------------------------------------------------------------------
-
-
-def of_predictions(
-    recorded: evaluation_records.Recorded,
-    *,
-    arm: str,
-    seed: int,
-    budget_FLOPs: float,
-    stage0_FLOPs: float,
-    trained_FLOPs: float,
-    bin: str,
-    part: str = evaluation.ALL,
-    mode: str = "thought_argmax",
-) -> Point:
-    """The point of an evaluation, from its predictions.jsonl.
-
-    Raises:
-      ValueError: no such bin, or nothing measured in it.
-    """
-    measured = recorded.measured
-    if bin not in measured.bins:
-        raise ValueError(f"no bin {bin!r}; there are {', '.join(measured.bins)}")
-    mask_P = measured.bins[bin] & measured.in_part(part)
-    if not mask_P.any():
-        raise ValueError(f"bin {bin!r} of part {part!r} is empty: there is nothing to measure")
-    value_P = evaluation.values(measured, mask_P, mode)
-    names_P = [
-        f"{part}/{document}"
-        for part, document in zip(
-            measured.part_P[mask_P].tolist(), measured.document_id_P[mask_P].tolist(), strict=True
-        )
-    ]
-    documents, inverse_P = np.unique(names_P, return_inverse=True)
-    total, count = np.bincount(inverse_P, weights=value_P), np.bincount(inverse_P)
-    return Point(
-        arm=arm,
-        seed=seed,
-        measure=f"{mode} at {bin} of {part}",
-        budget_FLOPs=budget_FLOPs,
-        stage0_FLOPs=stage0_FLOPs,
-        trained_FLOPs=trained_FLOPs,
-        documents={
-            name: (float(t), float(n))
-            for name, t, n in zip(documents.tolist(), total, count, strict=True)
-        },
-    )
-
-
-def write(path: pathlib.Path, points: Iterable[Point]) -> None:
-    """Whole or not at all."""
-    lines = [json.dumps(dataclasses.asdict(point), allow_nan=False) + "\n" for point in points]
-    files.write(path, "".join(lines).encode())
-
-
-def load(path: pathlib.Path) -> list[Point]:
-    """Reads scaling.jsonl.
-
-    Raises:
-      ValueError: a line is no point; says which and why.
-    """
-    points = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            points.append(_point(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is no point of a scaling curve: {error!r}"
-            ) from None
-    return points
-
-
-def _point(entry: dict) -> Point:
-    numbers = {
-        name: float(entry[name]) for name in ("budget_FLOPs", "stage0_FLOPs", "trained_FLOPs")
-    }
-    documents = {str(k): (float(t), float(n)) for k, (t, n) in entry["documents"].items()}
-    if not documents or min(n for _, n in documents.values()) <= 0:
-        raise ValueError("no documents, or one without positions")
-    if not np.isfinite([*numbers.values(), *np.ravel(list(documents.values()))]).all():
-        raise ValueError("a number is not finite")
-    return Point(
-        arm=str(entry["arm"]),
-        seed=int(entry["seed"]),
-        measure=str(entry["measure"]),
-        documents=documents,
-        **numbers,
-    )
 
 
 # ---- intervals -----------------------------------------------------------------------------------

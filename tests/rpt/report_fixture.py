@@ -2,8 +2,9 @@
 
     python -m tests.rpt.report_fixture DIR      three seeds with scaling curves, to look at
 
-The names of files and fields are those of rpt/runs.py, rpt/stepmetrics.py, rpt/experiment_report.py
-and rpt/scaling_points.py; `test_experiment_end_to_end.py` reports on what these really write.
+The names of files and fields are those of rpt/runs.py, rpt/stepmetrics.py and
+rpt/experiment_report.py;
+`test_experiment_end_to_end.py` makes the page of what these really write.
 """
 
 import json
@@ -12,7 +13,7 @@ import sys
 
 import numpy as np
 
-from rpt import ledger, scaling_points
+from rpt import ledger
 
 ARMS = ("base", "rpt", "ntp", "mixed_sft")
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>&amp;"
@@ -128,49 +129,59 @@ def sample(step: int, text: str, rng) -> dict:
 # ---- an experiment -------------------------------------------------------------------------------
 
 
-def results(seed: int) -> dict:
+def results(seeds=(0,), scaling: bool = False) -> dict:
     """results.json of a finished experiment."""
+    arms = {name: arm(name, 0.45 + 0.03 * i, seeds) for i, name in enumerate(ARMS)}
     return {
         "hypothesis": "Thinking pays where the next token is hard. " + HOSTILE,
-        "config_seed": seed,
-        "commit": "0123456789abcdef",
+        "seeds": list(seeds),
+        "commits": ["0123456789abcdef"],
+        "missing": ["seed9/rpt"],
         "claim_part": "stories",
         "bin": ">1.5",
-        "gate": {"passed": True, "accuracy": 0.97, "threshold": 0.8},
+        "bins_nats": [0.5, 1.5],
+        "gates": {"base": {"0": {"passed": True, "accuracy": 0.97, "threshold": 0.8}}},
         "claims": [
-            claim("better", "RPT, with thought - base (stage 0), with thought", 0.05, True, seed),
-            claim("unknown", "RPT, gated - continued NTP, gated", 0.002, False, seed),
-            claim("worse", "RPT, gated - RPT, no thought", -0.08, False, seed),
-            claim("few", "RPT, with thought - RPT, no thought", 0.09, False, seed),
+            claim("better", "RPT, with thought - base, with thought", 0.05, True, seeds),
+            claim("unknown", "RPT, gated - continued NTP, gated", 0.002, False, seeds),
+            claim("worse", "RPT, gated - RPT, no thought", -0.08, False, seeds),
+            claim("few", "RPT, with thought - RPT, no thought", 0.09, False, seeds),
         ],
-        "arms": {arm: entry(0.45 + 0.03 * i) for i, arm in enumerate(ARMS)},
+        "arms": arms,
+        "scaling": {"rpt": curve(seeds)} if scaling else {},
     }
 
 
-def claim(name: str, what: str, mean: float, shown: bool, seed: int) -> dict:
+def claim(name: str, what: str, mean: float, shown: bool, seeds) -> dict:
     return {
         "name": name,
         "what": f"{what}; hard tokens (>1.5 nats) of stories",
-        "difference": estimate(mean + 0.01 * seed),
-        "n": 1128 + seed,
-        "shown": shown,
+        "goal": name in ("better", "unknown"),
+        "arms": ["rpt", "ntp"],
+        "seeds": {
+            str(s): {
+                "difference": estimate(mean + 0.01 * s),
+                "n": 1128 + s,
+                "supported": shown,
+                "shown": shown,
+            }
+            for s in seeds
+        },
+        "pooled": {"difference": estimate(mean, 0.015), "seeds": len(seeds), "shown": shown},
     }
 
 
-def entry(level: float) -> dict:
+def arm(name: str, level: float, seeds) -> dict:
     """An arm of results.json."""
-
-    def accuracies(value: float) -> dict:
-        return {
-            "n": 1128,
-            "no_think": estimate(value - 0.15),
-            "thought_argmax": estimate(value),
-            "thought_sample": estimate(value - 0.01),
-            "thought_tokens": 9.1,
-            "answer_rate": 0.97,
-        }
-
-    curve = [
+    row = {
+        "n": 1128,
+        "no_think": estimate(level - 0.15),
+        "thought_argmax": estimate(level),
+        "thought_sample": estimate(level - 0.01),
+        "mean_thought_tokens": 9.1,
+        "answer_rate": 0.97,
+    }
+    points = [
         {
             "threshold": 3.0 - share,
             "share": share,
@@ -179,56 +190,67 @@ def entry(level: float) -> dict:
         }
         for share in np.linspace(0, 1, 9).tolist()
     ]
-    return {
-        "hard": accuracies(level),
-        "all": {"n": 2141, "no_think": estimate(level + 0.25)},
-        "gated": curve[1],
-        "curve": curve,
-        "depths": {f"answer/{n}": accuracies(level + 0.4 - 0.1 * n) for n in range(1, 6)}
-        | {"noise": accuracies(0.2)},
-        "leak_check": {"sigmas_above_guess": {"thought_argmax": -3.4, "no_think_raw": 0.1}},
-        "compute": {
-            "flops_executed": 17e12,
-            "flops_as_rows": 19e12,
-            "inference_flops_per_token": {"no_think": 1.2e6, "thought": 9.4e6},
-        },
+    part = {
+        "bins": {">1.5": row},
+        "labels": {
+            f"answer/{n}": {"n": 9, "no_think": 0.9 - 0.15 * n, "thought_argmax": 1 - 0.1 * n}
+            for n in range(1, 6)
+        }
+        | {"noise": {"n": 9, "no_think": 0.1, "thought_argmax": 0.0}},
+        "leak_check": {"leak_suspected": name == "ntp"},
+        "gated": {"no_think": estimate(level + 0.25), "reported": points[1], "curve": points},
     }
+    compute = {
+        "flops_executed": 17e12,
+        "flops_as_rows": 19e12,
+        "inference_flops_per_token": {"no_think": 1.2e6, "thought": 9.4e6},
+    }
+    entry = {"parts": {"stories": part, "all": part}, "compute": compute}
+    title = {"rpt": "RPT + trunk NTP", "ntp": "continued NTP"}.get(name, name)
+    return {"title": title, "seeds": {str(s): entry for s in seeds}}
+
+
+def curve(seeds, documents: int = 4) -> list[dict]:
+    """A scaling curve at five budgets."""
+    rng = np.random.default_rng(0)
+    points = []
+    for number, budget in enumerate(np.geomspace(1e12, 4e13, 5).tolist()):
+        for seed in seeds:
+            level = 0.5 + 0.12 * np.log10(budget / 1e12) + rng.normal(0, 0.01)
+            right = 10 * (level + rng.normal(0, 0.03, documents))
+            points.append(
+                {
+                    "arm": f"rpt_{number}",
+                    "seed": seed,
+                    "flops": budget * (1 + 0.01 * seed) + 1.3e13,
+                    "flops_after_stage0": budget * (1 + 0.01 * seed),
+                    "documents": {
+                        "n": [10] * documents,
+                        "no_think": (right / 2).tolist(),
+                        "thought_argmax": right.tolist(),
+                    },
+                }
+            )
+    return points
 
 
 def experiment(folder: pathlib.Path, seed: int = 0) -> None:
-    """A finished experiment."""
+    """A finished experiment of one seed."""
     write(folder / "command.json", {"command": "experiment", "init": ""})
     write(folder / "config.json", {"seed": seed})
-    write(folder / "results.json", results(seed))
-    for arm in (*ARMS, "reference"):
-        run(folder / arm, seed, rl=arm == "rpt")
+    write(folder / "results.json", results((seed,)))
+    for name in (*ARMS, "reference"):
+        run(folder / name, seed, rl=name == "rpt")
 
 
-def scaling(path: pathlib.Path, arms=("rpt", "ntp"), seeds=(0, 1, 2), documents: int = 12) -> None:
-    """Arms at five budgets."""
-    rng = np.random.default_rng(0)
-    points = []
-    for arm in arms:
-        gain = 0.12 if arm == "rpt" else 0.06
-        for seed in seeds:
-            for budget in np.geomspace(1e12, 4e13, 5).tolist():
-                level = 0.5 + gain * np.log10(budget / 1e12) + rng.normal(0, 0.01)
-                share_D = level + rng.normal(0, 0.05, documents)
-                point = scaling_points.Point(
-                    arm=arm,
-                    seed=seed,
-                    measure="hard, with a thought",
-                    budget_FLOPs=budget,
-                    stage0_FLOPs=1.3e13,
-                    trained_FLOPs=budget,
-                    documents={f"d{d}": (10 * float(s), 10.0) for d, s in enumerate(share_D)},
-                )
-                points.append(point)
-    scaling_points.write(path, points)
+def seeds(folder: pathlib.Path, count: int, scaling: bool = False) -> None:
+    """A finished experiment of several seeds."""
+    for seed in range(count):
+        experiment(folder / f"seed{seed}", seed)
+    write(folder / "command.json", {"command": "experiment", "init": ""})
+    write(folder / "config.json", {"seed": 0})
+    write(folder / "results.json", results(tuple(range(count)), scaling))
 
 
 if __name__ == "__main__":
-    root = pathlib.Path(sys.argv[1])
-    for number in range(3):
-        experiment(root / f"seed{number}", number)
-    scaling(root / scaling_points.FILE)
+    seeds(pathlib.Path(sys.argv[1]), 3, scaling=True)

@@ -87,11 +87,10 @@ addEventListener("message", (event) => {
 def page(tmp_path_factory):
     """The page with every section, and the probe in it."""
     root = tmp_path_factory.mktemp("browser") / "mini"
-    for seed in range(2):
-        report_fixture.experiment(root / f"seed{seed}", seed)
-    report_fixture.scaling(root / "scaling.jsonl", arms=("rpt",), seeds=(0,), documents=4)
+    report_fixture.seeds(root, 2, scaling=True)
     gathered = report_data.gather(root)
-    studies = [scaling_points.study(gathered.points, with_stage0=False, resamples=4)]
+    points = [point for point in gathered.points if point.measure.endswith("with a thought")]
+    studies = [scaling_points.study(points, with_stage0=False, resamples=4)]
     path = root / "report.html"
     path.write_text(report_html.page(gathered, studies))
     return probed(path, _PROBE)

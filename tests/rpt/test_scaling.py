@@ -1,13 +1,12 @@
 """Fits on synthetic data: known parameters come back, and what is not known is said to be wide."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import scipy.optimize
 
-from rpt import evaluation_records, scaling, scaling_points
+from rpt import scaling, scaling_points
 
 COMPUTE = np.geomspace(1e12, 1e14, 6)
 TRUE = {
@@ -217,18 +216,6 @@ def test_forms_that_need_more_budgets_are_left_out_and_named():
     assert any("sigmoid has 4 parameters, and there are 3 budgets" in n for n in study.notes)
 
 
-def test_points_survive_the_file_and_bad_lines_are_named(tmp_path):
-    path = tmp_path / scaling_points.FILE
-    given = points(TRUE["power"][0], 0.01, documents=3)
-    scaling_points.write(path, given)
-    assert scaling_points.load(path) == given
-    entry = json.loads(path.read_text().splitlines()[0])
-    for bad in ("{", "{}", json.dumps({**entry, "documents": {}})):
-        path.write_text(path.read_text().splitlines()[0] + "\n" + bad + "\n")
-        with pytest.raises(ValueError, match="line 2 is no point"):
-            scaling_points.load(path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -244,37 +231,3 @@ def test_points_that_do_not_belong_together(change, message):
         scaling_points.study(
             [dataclasses.replace(given[0], **change), *given[1:]], with_stage0=False, resamples=2
         )
-
-
-def test_a_point_is_what_an_evaluation_measured():
-    rng = np.random.default_rng(0)
-    P, G = 12, 2
-    zeros_PG = np.zeros((P, G))
-    measured = evaluation_records.evaluation.Measured(
-        part_P=np.array(["a", "b"] * 6),
-        document_id_P=np.arange(P) // 4,
-        cut_P=np.arange(P),
-        bins={">1": np.arange(P) > 2, "all": np.ones(P, bool)},
-        gate_entropy_P=np.zeros(P),
-        raw_reward_P=np.zeros(P),
-        raw_prob_P=np.zeros(P),
-        header_reward_P=np.zeros(P),
-        header_prob_P=np.zeros(P),
-        thought_P=np.ones(P, bool),
-        sampled_reward_PG=zeros_PG,
-        argmax_reward_PG=(rng.random((P, G)) > 0.5).astype(float),
-        target_prob_PG=zeros_PG,
-        diagnosis_PG=zeros_PG.astype(int),
-        over_budget_PG=zeros_PG.astype(bool),
-        thought_tokens_PG=zeros_PG.astype(int),
-        branch_tokens_PG=zeros_PG.astype(int),
-    )
-    recorded = evaluation_records.Recorded({}, measured)
-    flops = {"budget_FLOPs": 1.0, "stage0_FLOPs": 1.0, "trained_FLOPs": 1.0}
-    point = scaling_points.of_predictions(recorded, arm="rpt", seed=0, bin=">1", part="b", **flops)
-    inside = np.arange(P) > 2
-    inside &= measured.part_P == "b"
-    assert point.value == pytest.approx(measured.argmax_reward_PG[inside].mean())
-    assert set(point.documents) == {"b/0", "b/1", "b/2"}
-    with pytest.raises(ValueError, match="no bin 'hard'"):
-        scaling_points.of_predictions(recorded, arm="rpt", seed=0, bin="hard", **flops)
