@@ -262,8 +262,8 @@ def _points(found: Mapping[str, Any]) -> Iterator[scaling_points.Point]:
 def _results(folder: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
     """results.json of an experiment."""
     found = _json(folder / _RESULTS, notes)
-    if found is not None and not _FIELDS <= set(found):
-        lacks = ", ".join(sorted(_FIELDS - set(found)))
+    lacks = ", ".join(sorted(_FIELDS.difference(found or _FIELDS)))
+    if lacks:
         notes.append(
             f"{folder.name}/{_RESULTS}: of another version (no {lacks}), so it was left out"
         )

@@ -211,10 +211,10 @@ def arm(name: str, level: float, seeds) -> dict:
 
 
 def curve(seeds, documents: int = 4) -> list[dict]:
-    """A scaling curve at five budgets."""
+    """A scaling curve at four budgets."""
     rng = np.random.default_rng(0)
     points = []
-    for number, budget in enumerate(np.geomspace(1e12, 4e13, 5).tolist()):
+    for number, budget in enumerate(np.geomspace(1e12, 4e13, 4).tolist()):
         for seed in seeds:
             level = 0.5 + 0.12 * np.log10(budget / 1e12) + rng.normal(0, 0.01)
             right = 10 * (level + rng.normal(0, 0.03, documents))
