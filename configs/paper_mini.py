@@ -153,6 +153,8 @@ def _evaluation(config: ConfigDict) -> None:
     evaluate.positions_per_document = 8
     evaluate.other_positions_per_document = 1
     evaluate.batch_size = 32
+    evaluate.ablations = ("none", "drop", "shuffle", "swap", "truncate", "filler")
+    evaluate.filler = " hm"
 
 
 def _experiment(config: ConfigDict) -> None:
@@ -189,7 +191,7 @@ def _arms(config: ConfigDict) -> tuple[dict, ...]:
     reference.optimizer = config.pretrain.optimizer.copy_and_resolve_references()
     reference.optimizer.decay_steps = 100
     # Only the arms that gated thinking is claimed of are thought through at every position.
-    lean = {"evaluate.gate_documents": 0}
+    lean = {"evaluate.gate_documents": 0, "evaluate.ablations": ()}
 
     filler = {
         "pretrain.opening_mixture": _mixed(0.2, 0.8, 0.0, short=True, filler_thoughts=1),

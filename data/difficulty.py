@@ -196,7 +196,7 @@ class Writer:
             writer.close()
         assert documents == len(self.about.shards[self.shards_done])
         partial.replace(path)
-        counts = {"documents": documents, "tokens": tokens, **cost}
+        counts: dict[str, Any] = {"documents": documents, "tokens": tokens, **cost}
         counts["faults"] = [list(fault) for fault in guard.faults[met:]]
         shard = {"file": path.name, "sha256": shards.sha256(path), **counts}
         self._manifest["shards"].append(shard)

@@ -105,11 +105,15 @@ def _positions(root: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def _evaluate(config: config_lib.Config, root: pathlib.Path, name: str) -> None:
-    """Both splits, and the piece for the report."""
+    """Validation and test, and the piece for the report.
+
+    Validation is there to choose the threshold of gated thinking: an arm without skips it.
+    """
     settings = experiment_plan.evaluation_config(config, root, config.experiment.arm(name))
     loaded = loading.load_run(root / name)
     digest, out = checkpoint.params_sha256(loaded.params), root / "evaluation" / name
-    for split in experiment_plan.SPLITS:
+    gated = settings.evaluate.gate_documents > 0
+    for split in experiment_plan.SPLITS if gated else experiment_plan.SPLITS[-1:]:
         if _evaluated(out / split / evaluate.RESULTS) == digest:
             continue
         request = evaluate.Request(

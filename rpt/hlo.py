@@ -20,6 +20,8 @@ BITS = {
 
 _ARRAY = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,<=]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_SCOPED = re.compile(r'"used_scoped_memory_configs":\[([^\]]*)\]')
+_IN_VMEM = re.compile(r'\{"memory_space":"1","offset":"\d+","size":"(\d+)"\}')
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
@@ -110,6 +112,22 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
     return Module(computations, entry)
+
+
+def kernel_vmem_bytes(module: Module) -> dict[str, int]:
+    """What each Pallas kernel of a TPU program holds in VMEM, by the name of its instruction.
+
+    Blocks, scratch and what the compiler spills; a kernel is refused where this exceeds the limit,
+    which is 16 MiB unless it asks for another.
+    """
+    found = {}
+    for computation in module.computations.values():
+        for name, instruction in computation.instructions.items():
+            if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+                scoped = _SCOPED.search(instruction.attributes)
+                sizes = _IN_VMEM.findall(scoped[1]) if scoped else []
+                found[name] = sum(map(int, sizes))
+    return found
 
 
 def arrays_of(type_: str) -> tuple[Array, ...]:

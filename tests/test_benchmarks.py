@@ -1,5 +1,6 @@
 """What the benchmarks compare does the same work."""
 
+import dataclasses
 import json
 
 import jax
@@ -25,8 +26,9 @@ def params():
     return step.transformer.init(MODEL, jax.random.key(0))
 
 
-def bench(layout: str, params) -> step.Bench:
-    return step.Bench(MODEL, params, workloads.WORKLOADS["tiny"], layout)
+def bench(layout: str, params, dtype="float32") -> step.Bench:
+    model = dataclasses.replace(MODEL, dtype=dtype)
+    return step.Bench(model, params, workloads.WORKLOADS["tiny"], layout)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,15 @@ def test_every_layout_learns_the_same_from_the_same_thoughts(layout, trunk, para
     found = bench(layout, params).learn(result)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_in_bfloat16_it_learns_nearly_the_same(trunk, params):
+    """From the same thoughts: every gradient to 3% of its norm."""
+    result, expected = trunk
+    found = bench("trunk", params, "bfloat16").learn(result)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype
+        assert 1e-4 < np.linalg.norm(x - y) / np.linalg.norm(y) < 0.03
 
 
 @pytest.mark.parametrize("layout", ["trunk", "rows", "group"])

@@ -11,7 +11,6 @@ import random
 import numpy as np
 
 from data import documents, pipeline, resharding, tokenizers
-from tests.data import corpora
 
 BYTES = tokenizers.ByteTokenizer()
 STOPS = 50
@@ -82,9 +81,10 @@ def goes_on_exactly(make, most=80):
             assert reached == states[stop + len(found)]
 
 
-def pieces_by_hand(text, seq_len):
-    """A document's pieces: bos, bytes, eos, cut into rows that overlap by one token."""
-    tokens = [256, *text.encode(), 257]
+def pieces_by_hand(record, seq_len):
+    """A document's pieces: bos, tokens, eos, cut into rows that overlap by one token."""
+    tokens = BYTES.encode_markup(record.text) if record.markup else record.text.encode()
+    tokens = [256, *tokens, 257]
     return [tuple(tokens[i : i + seq_len]) for i in range(0, len(tokens) - 1, seq_len - 1)]
 
 
@@ -100,7 +100,7 @@ def pieces_of(stream, batches=None):
 def shards_are_the_corpus(source, seq_len):
     """Of 1, 2, 4 and 8 shards; and of 4, stopped each at its own moment, dealt to 2 and to 8."""
     wanted = collections.Counter(
-        piece for text in corpora.texts_of(source) for piece in pieces_by_hand(text, seq_len)
+        piece for index in range(len(source)) for piece in pieces_by_hand(source[index], seq_len)
     )
 
     def shards(count):

@@ -43,7 +43,9 @@ def inputs(exact: bool):
     return jnp.asarray(hidden, jnp.float32), jnp.asarray(unembedding, jnp.float32), keys
 
 
+@functools.cache
 def split(shards: int, **options):
+    """Compiled once for all inputs, which have one shape; every test has the fixture's tiles."""
     devices = np.asarray(jax.devices()[:shards])
     return jax.jit(
         jax.shard_map(

@@ -1,5 +1,6 @@
 """The TPU kernels of branch attention go through the TPU compiler of every generation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -39,16 +40,20 @@ def kernels(compiled) -> int:
     ("generation", "name", "dtype"),
     [
         ("v4", "qwen2.5_1.5b", jnp.float32),  # the largest blocks
-        ("v5e", "qwen2.5_1.5b", jnp.bfloat16),
         ("v5e", "llama3.1_8b", jnp.bfloat16),
-        ("v5p", "smollm2_135m", jnp.bfloat16),
-        ("v6e", "smollm2_135m", jnp.bfloat16),
-        ("tpu7x", "smollm2_135m", jnp.bfloat16),
     ],
 )
 def test_training(generation, name, dtype):
     """Forward, queries' and keys' gradients, of the trunk and of the branches themselves."""
     assert kernels(compiled(generation, name, dtype)) == 6
+
+
+@pytest.mark.parametrize("generation", tpu_topologies.GENERATIONS)
+def test_training_in_bfloat16(generation):
+    """One block and one tile, which compile in a fifth of the time: what a generation can do."""
+    spec = dataclasses.replace(specs.TRAINING["smollm2_135m"], S=128, R=4)
+    inputs = spec.inputs(jnp.bfloat16)
+    assert kernels(tpu_topologies.compile_for(generation, gradients, *inputs, inputs[0])) == 6
 
 
 @pytest.mark.parametrize("generation", tpu_topologies.GENERATIONS)

@@ -1,7 +1,8 @@
 """Compiling for TPU generations on a machine that has none, for the kernels' tests."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,14 +10,27 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpt import topologies
+from rpt import hlo, topologies
 
 GENERATIONS = topologies.GENERATIONS
+
+# What a kernel may take on all of them is 16 MiB; kernels choose blocks for 14.
+VMEM_OF_THE_COMPILER = 2 * 2**20
 
 # For a module's `pytestmark`.
 needs_libtpu = pytest.mark.skipif(
     topologies.library() is None, reason="libtpu is not installed: make test installs it"
 )
+
+
+def pairs(names: Iterable[str], widest: Iterable[str]) -> list[Any]:
+    """(generation, spec) for parametrize: all. The default suite compiles every spec for v5e, and
+    for every generation `widest`, which need most VMEM; the others are marked slow."""
+    needed = {("v5e", name) for name in names} | set(itertools.product(GENERATIONS, widest))
+    return [
+        pytest.param(*pair, marks=[] if pair in needed else pytest.mark.slow)
+        for pair in itertools.product(GENERATIONS, names)
+    ]
 
 
 @functools.cache
@@ -43,3 +57,9 @@ def compile_for(generation: str, function: Callable[..., Any], *shape_structs: A
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or alone)
 
     return jax.jit(function).lower(*jax.tree.map(place, shape_structs)).compile()
+
+
+def vmem_bytes(compiled: Any) -> dict[str, int]:
+    """By kernel, such as 'logprob_forward', whose instruction may end in a number."""
+    found = hlo.kernel_vmem_bytes(hlo.parse(compiled.as_text()))
+    return {name.partition(".")[0]: size for name, size in found.items()}

@@ -5,6 +5,7 @@ import importlib
 import json
 import pathlib
 import re
+import urllib.parse
 
 import pytest
 
@@ -42,7 +43,9 @@ def test_config_builds_and_its_parts_fit(name, arg):
     evaluated = (experiment.evaluate.validation, experiment.evaluate.test)
     for mixture, split in zip((experiment.train.mixture, *evaluated), SPLITS):
         assert mixture
-        assert all(f"split={split}" in part.spec for part in mixture)
+        specs = [urllib.parse.unquote(part.spec) for part in mixture]
+        assert all(f"split={split}" in spec for spec in specs)
+        assert not any(f"split={other}" in spec for spec in specs for other in {*SPLITS} - {split})
 
 
 @pytest.mark.parametrize("name", NAMES)

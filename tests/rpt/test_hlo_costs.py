@@ -131,6 +131,18 @@ def test_a_kernel_costs_what_it_declares():
     assert silent.undeclared == ("k",)
 
 
+def test_vmem_is_what_each_kernel_uses_and_not_what_it_may():
+    text = module(
+        "%p = f32[8,4]{1,0} parameter(0)",
+        '%k.1 = f32[8,4]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", '
+        'backend_config={"scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"99"}],'
+        '"used_scoped_memory_configs":[{"memory_space":"2","offset":"0","size":"5"},'
+        '{"memory_space":"1","offset":"0","size":"77"}]}',
+        'ROOT %k.2 = f32[8,4]{1,0} custom-call(%k.1), custom_call_target="tpu_custom_call"',
+    )
+    assert hlo.kernel_vmem_bytes(hlo.parse(text)) == {"k.1": 77, "k.2": 0}
+
+
 # ---- between chips -------------------------------------------------------------------------------
 
 ROWS = "%p = f32[8,4]{1,0} parameter(0)"
