@@ -25,7 +25,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["rpt", "rpt.*", "kernels", "kernels.*", "data", "data.*", "configs", "configs.*"]
     ),
-    package_data={"configs": ["templates/*.txt"]},
+    package_data={"configs": ["templates/*.txt"], "rpt": ["report_assets/*"]},
     install_requires=[
         *DATA,
         "jax>=0.10.2,<0.11",

@@ -73,3 +73,39 @@ def no_think_probs(
     hidden_BCD = jnp.take_along_axis(hidden_BSD, cut_BC[..., None] - 1, axis=1)
     logits_BCV = logprob.logits(hidden_BCD, transformer.unembedding(model, params))
     return jnp.take_along_axis(jax.nn.softmax(logits_BCV, axis=-1), ids_BCG, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def probs_after_thoughts(
+    model: config_lib.ModelConfig,
+    params: transformer.Params,
+    kv_LBSKH: transformer.KeyValues,
+    tokens_BCGT: jax.Array,
+    cut_BC: jax.Array,
+    answer_start_BCG: jax.Array,
+    target_BC: jax.Array,
+) -> jax.Array:
+    """P(target | trunk[:cut], branch[:answer_start]), [B, C, G]; for people, not for the update.
+
+    B may be less than the trunk's: its first documents. One cut's group is run at a time. Where no
+    answer was begun (answer_start < 1) the value means nothing.
+    """
+    B, _, G, _ = tokens_BCGT.shape
+    unembedding_VD = transformer.unembedding(model, params)
+    kv_LBSKH = jax.tree.map(lambda x: x[:, :B], kv_LBSKH)
+
+    def one_cut(group: tuple[jax.Array, ...]) -> jax.Array:
+        tokens_BGT, cut_B, start_BG, target_B = group
+        hi_BG = jnp.broadcast_to(cut_B[:, None], (B, G))
+        hidden_BGTD, _ = transformer.branch(
+            model, params, kv_LBSKH, tokens_BGT, jnp.zeros_like(hi_BG), hi_BG, hi_BG
+        )
+        # A token is predicted by the position before it.
+        last_BG11 = jnp.maximum(start_BG - 1, 0)[..., None, None]
+        hidden_BGD = jnp.take_along_axis(hidden_BGTD, last_BG11, axis=2)[:, :, 0]
+        label_M = jnp.repeat(target_B, G)
+        found = ops.logprob(hidden_BGD.reshape(B * G, -1), unembedding_VD, label_M)
+        return jnp.exp(found.log_prob_M).reshape(B, G)
+
+    by_cut = [jnp.moveaxis(x, 1, 0) for x in (tokens_BCGT, cut_BC, answer_start_BCG, target_BC)]
+    return jnp.moveaxis(jax.lax.map(one_cut, tuple(by_cut)), 0, 1)

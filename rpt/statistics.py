@@ -135,3 +135,11 @@ def paired_difference(
     if a_P.shape != b_P.shape:
         raise ValueError(f"paired values must lie on the same positions: {a_P.shape}, {b_P.shape}")
     return mean_estimate(a_P - b_P, document_P, seed, samples, confidence)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the last `window` values at each, of fewer at the beginning."""
+    total = np.cumsum(np.insert(np.asarray(values, np.float64), 0, 0))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)

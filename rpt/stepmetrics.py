@@ -1,14 +1,15 @@
 """What a training step logs; docs/metrics.md explains every name."""
 
+import codecs
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data import pipeline
-from rpt import advantages, experience, rewards, scoring, sharding
+from rpt import advantages, experience, ledger, rewards, scoring, sharding
 
 
 class Clock:
@@ -165,52 +166,108 @@ def diagnosis(task: experience.Task, metrics: Mapping[str, float], steps: int) -
 
 def samples(
     task: experience.Task,
+    params: Any,
     batch: pipeline.TrunkBatch,
+    scores: scoring.TrunkScores,
+    kv_LBSKH: Any,
     lived: experience.Experience,
     step: int,
     documents: int = 4,
-) -> list[dict[str, Any]]:
-    """The first documents of the batch with their cuts, thoughts and rewards, for people."""
-    G = task.config.rollout.group_size
+) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+    """The first documents of the batch with their cuts, thoughts and rewards, for people.
 
-    def decode(ids: np.ndarray) -> str:
-        return task.tokenizer.decode(ids[ids < task.tokenizer.vocab_size])
-
-    found = []
+    Returns:
+      lines of samples.jsonl (its fields: docs/metrics.md), and the tokens and FLOPs of measuring
+      the target's probability after each thought, under the parameters that had the thoughts. It
+      is not measured where several processes share the trunk.
+    """
     # Of the rows that come first on this host those that come first in the batch.
-    before = task.hosts.index * len(batch.lengths_B)
-    for b in range(min(max(documents - before, 0), len(batch.lengths_B))):
+    earlier = task.hosts.index * len(batch.lengths_B)
+    B, G = min(max(documents - earlier, 0), len(batch.lengths_B)), task.config.rollout.group_size
+    cut_BC = lived.cut_BC[:B]
+    log_prob_BS = sharding.own_rows(scores.target_log_prob_BS)[:B]
+    before_BC = np.exp(np.take_along_axis(log_prob_BS, cut_BC, axis=1))
+    after_BCG, spent = None, (0, 0)
+    if task.hosts.count == 1:
+        after_BCG, spent = _after_thoughts(task, params, batch, kv_LBSKH, lived, B)
+    found = []
+    for b in range(B):
+        pieces = [task.token_bytes[i] for i in batch.documents[b].tolist()]
         cuts = []
         for c in np.flatnonzero(lived.valid_BC[b]):
-            thoughts = []
-            for g in range(G):
-                r = c * G + g
-                read = lived.predictions[(b * lived.cut_BC.shape[1] + c) * G + g]
-                ids = lived.result.tokens_BRT[b, r, : lived.result.length_BR[b, r]]
-                thoughts.append(
-                    {
-                        "text": decode(ids),
-                        "answer": _text(read.answer),
-                        "reward": float(lived.reward_BCG[b, c, g]),
-                    }
-                )
-            cut = int(lived.cut_BC[b, c]) - batch.header_length
-            target = int(batch.tokens_BS[b, lived.cut_BC[b, c]])
+            cut = int(cut_BC[b, c]) - batch.header_length
+            prob_G = [None] * G if after_BCG is None else after_BCG[b, c].tolist()
             cuts.append(
-                {"cut": cut, "target": _text(task.token_bytes[target]), "thoughts": thoughts}
+                {
+                    "cut": cut,
+                    "offset": len(_decoded(pieces[:cut], final=False)),
+                    "target": _text(pieces[cut]),
+                    "no_think_prob": float(before_BC[b, c]),
+                    "thoughts": [_thought(task, lived, b, int(c), g, prob_G[g]) for g in range(G)],
+                }
             )
-        text = decode(batch.documents[b])
-        document_id = int(batch.document_ids_B[b])
         found.append(
             {
                 "step": step,
-                "document_id": document_id,
+                "document_id": int(batch.document_ids_B[b]),
                 "start": int(batch.starts_B[b]),
-                "text": text,
+                "text": _decoded(pieces, final=True),
                 "cuts": cuts,
             }
         )
-    return list(itertools.chain.from_iterable(task.hosts.gather(found)))
+    return list(itertools.chain.from_iterable(task.hosts.gather(found))), spent
+
+
+def _after_thoughts(
+    task: experience.Task,
+    params: Any,
+    batch: pipeline.TrunkBatch,
+    kv_LBSKH: Any,
+    lived: experience.Experience,
+    B: int,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """P(target | thought) [B, C, G] of the first B documents; tokens and FLOPs of measuring it."""
+    cut_BC = lived.cut_BC[:B]
+    shape = (*cut_BC.shape, task.config.rollout.group_size)
+    tokens_BCGT = lived.result.tokens_BRT[:B].reshape(*shape, -1)
+    prob_BCG = scoring.probs_after_thoughts(
+        task.model,
+        params,
+        kv_LBSKH,
+        tokens_BCGT,
+        cut_BC,
+        lived.result.answer_start_BR[:B].reshape(shape),
+        np.take_along_axis(batch.tokens_BS[:B], cut_BC, axis=1),
+    )
+    S, T = batch.tokens_BS.shape[1], tokens_BCGT.shape[-1]
+    flops = ledger.forward_flops(task.model, tokens_BCGT.size, S + T)
+    return np.asarray(prob_BCG), (tokens_BCGT.size, flops)
+
+
+def _thought(
+    task: experience.Task,
+    lived: experience.Experience,
+    b: int,
+    c: int,
+    g: int,
+    prob: float | None,
+) -> dict[str, Any]:
+    """One thought; its probability is null where it came to no answer, or was not measured."""
+    C, G = lived.cut_BC.shape[1], task.config.rollout.group_size
+    r, result = c * G + g, lived.result
+    ids = result.tokens_BRT[b, r, : result.length_BR[b, r]]
+    begun = result.answer_start_BR[b, r] >= 0
+    return {
+        "text": task.tokenizer.decode(ids[ids < task.tokenizer.vocab_size]),
+        "answer": _text(lived.predictions[(b * C + c) * G + g].answer),
+        "reward": float(lived.reward_BCG[b, c, g]),
+        "prob": prob if begun else None,
+    }
+
+
+def _decoded(pieces: Sequence[bytes], *, final: bool) -> str:
+    """Text of tokens; without `final` a character whose last bytes are missing is held back."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(pieces), final)
 
 
 def _text(raw: bytes | None) -> str | None:

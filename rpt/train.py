@@ -212,6 +212,13 @@ def _step(run: _Run, session: session_lib.Session, state: _State, reference: Any
 
     # experience: cuts -> thoughts -> predictions -> rewards -> advantages
     lived, extra_flops = experience.collect(task, state.params, batch, kv, entropy_BS, state.step)
+    before = state.book
+    if state.step % task.config.logging.samples_every_steps == 0:
+        shown, spent = stepmetrics.samples(
+            task, state.params, batch, scores, kv, lived, state.step + 1
+        )
+        session.log.sample(shown)
+        before = before.add("eval", *spent)
     del kv
     clock.lap("rollout")
 
@@ -220,7 +227,7 @@ def _step(run: _Run, session: session_lib.Session, state: _State, reference: Any
     clock.lap("update")
 
     # log: everything that says whether thinking pays and whether the numbers can be trusted
-    step, before = state.step + 1, state.book
+    step = state.step + 1
     book = _account(before, run, batch, lived, learned.shapes, reference is not None)
     book = book.add("score", 0, extra_flops)
     watch = state.watch.after_update(learned.loss, learned.norm)
@@ -239,8 +246,6 @@ def _step(run: _Run, session: session_lib.Session, state: _State, reference: Any
         metrics["indexed_documents"] = sum(shares) / len(shares)
     session.end_step(step, metrics, _note(metrics), clock)
     watch, rewardless = _look(task, session, step, metrics, watch, state.rewardless)
-    if (step - 1) % task.config.logging.samples_every_steps == 0:
-        session.log.sample(stepmetrics.samples(task, batch, lived, step))
 
     # save; the end of a run that learns nothing
     state = _State(step, learned.params, learned.opt_state, book, watch, rewardless)

@@ -16,6 +16,8 @@ from rpt import (
     experiment_plan,
     experiment_report,
     pretrain,
+    report_data,
+    report_html,
 )
 from tests.rpt import tiny_experiment
 
@@ -153,6 +155,21 @@ def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, 
     assert compute["rpt"]["flops_as_rows"] > compute["rpt"]["flops_executed"]
     assert compute["ntp"]["flops_as_rows"] == compute["ntp"]["flops_executed"]
     assert compute["rpt_rlvr"]["flops_executed"] > compute["rpt"]["flops_executed"]
+
+
+def test_the_page_is_made_of_what_an_experiment_writes(finished):
+    """Each section reads the files as they really are."""
+    workdir, settings = finished
+    assert experiment.experiment(settings, workdir, None)  # nothing is left to run
+    gathered = report_data.gather(workdir)
+    assert not gathered.missing
+    assert [one.label for one in gathered.experiments] == ["seed 3"]
+    assert set(EVALUATED) <= set(gathered.experiments[0].runs)
+    page = report_html.page(gathered, [])
+    assert "Nothing here" not in page
+    assert "Cannot be shown" not in page
+    assert "Elsewhere" not in page  # every cut has its place in the text
+    assert 'class="meter"' in page
 
 
 def test_another_plan_reaches_the_pieces_without_a_run(finished, monkeypatch):

@@ -140,3 +140,9 @@ def test_it_is_fast_at_the_size_of_an_evaluation():
 def test_bad_input(a_P, b_P, document_P, message):
     with pytest.raises(ValueError, match=message):
         statistics.paired_difference(a_P, b_P, document_P, seed=0)
+
+
+def test_a_running_mean_begins_with_what_there_is():
+    found = statistics.running_mean(np.array([4.0, 2.0, 0.0, 1.0, 5.0]), 3)
+    assert found == pytest.approx([4, 3, 2, 1, 2])
+    assert statistics.running_mean(np.array([]), 3).size == 0

@@ -124,7 +124,9 @@ def test_the_kinds_of_the_ledger_add_up(uninterrupted, base):
     assert set(found["flops"]) == set(found["tokens"]) == set(ledger.KINDS)
     kinds = {name: found["flops"][name] for name in ledger.TRAINING_KINDS}
     assert found["training_flops"] == sum(kinds.values()) == summary["metrics"]["training_flops"]
-    assert kinds["warmup"] == found["flops"]["eval"] == 0
+    assert kinds["warmup"] == 0
+    # Four steps are shown: both rows, 24 branches of at most 8 positions behind the tail.
+    assert 4 * 48 < found["tokens"]["eval"] <= 4 * 48 * 16
     # 8 steps of 2 rows of 48: each trunk is scored once.
     assert found["tokens"]["score"] == 8 * 2 * 48
     assert kinds["score"] == 8 * ledger.trunk_flops(model, 2, 48, passes=1)
@@ -145,10 +147,13 @@ def test_samples_hold_documents_cuts_and_thoughts(uninterrupted, base):
         assert len(sample["cuts"]) == 3
         for cut in sample["cuts"]:
             assert cut["target"].encode() == text[cut["cut"] : cut["cut"] + 1]
+            assert sample["text"][cut["offset"] :].startswith(cut["target"])
+            assert 0 < cut["no_think_prob"] < 1
             assert len(cut["thoughts"]) == 8
             for thought in cut["thoughts"]:
                 assert thought["text"].startswith("<think>")
                 assert thought["reward"] == float(thought["answer"] == cut["target"])
+                assert (thought["prob"] is None) == (thought["answer"] is None)
                 rewards.add(thought["reward"])
     assert rewards == {0.0, 1.0}
     assert tokenizer.vocab_size == 260
