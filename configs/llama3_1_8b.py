@@ -2,8 +2,9 @@
 
     python -m rpt.compile --config=configs/llama3_1_8b.py --topology=v5p:2x2x2
 
-The shape and settings that fit, no weights: to train, set config.data.weights to a folder, which
-brings its own shape, and config.model to None. docs/scaling.md has the compiler's figures.
+The shape and settings meant to fit, no weights: to train, set config.data.weights to a folder,
+which brings its own shape, and config.model to None. The command says whether they fit;
+docs/scaling.md has no table of it yet.
 
     parameters                  8.03 billion
     layers, width, feed-forward 32, 4096, 14336

@@ -2,8 +2,9 @@
 
     python -m rpt.compile --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
 
-The shape and settings that fit, no weights: to train, set config.data.weights to a folder, which
-brings its own shape, and config.model to None. docs/scaling.md has the compiler's figures.
+The shape and settings meant to fit, no weights: to train, set config.data.weights to a folder,
+which brings its own shape, and config.model to None. The command says whether they fit;
+docs/scaling.md has no table of it yet.
 
     parameters                  1.54 billion; head tied to the embedding
     layers, width, feed-forward 28, 1536, 8960

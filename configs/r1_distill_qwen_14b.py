@@ -3,8 +3,9 @@
     python -m rpt.compile --config=configs/r1_distill_qwen_14b.py --topology=v5p:4x4x4
 
 Prompts of 4,096 tokens, responses of 8,192, groups of 8, 256 questions a step (arXiv 2506.08007).
-The shape and settings that fit, no weights: `configs/paper_rpt.py` trains from a folder of them,
-with the mesh of this file. docs/scaling.md has the compiler's figures.
+The shape and settings meant to fit, no weights: `configs/paper_rpt.py` trains from a folder of
+them, with the mesh of this file. The command says whether they fit; docs/scaling.md has no table of
+it yet.
 
     parameters                  14.8 billion
     layers, width, feed-forward 48, 5120, 13824
