@@ -297,7 +297,7 @@ def scaling(study: scaling_points.Study) -> Chart:
         f"{report_data.arm_label(study.arm)}: {study.measure}",
         caption,
         f"training TFLOP, {stage}",
-        "measure",
+        "accuracy",
         lines,
         "share" if y.min() >= 0 and y.max() <= 1 else "number",
         log_x=True,

@@ -152,9 +152,12 @@ def gather(root: pathlib.Path) -> Report:
         experiments.append(_experiment(folder, prefix, found, notes))
     # What was made of pieces alone, without the runs.
     known = {experiment.label for experiment in experiments if experiment.results is not None}
-    for seed in whole["seeds"] if whole else ():
-        if f"seed {seed}" not in known:
-            experiments.append(Experiment(f"seed {seed}", _of_seed(whole, seed), {}))
+    if whole is not None:
+        experiments += [
+            Experiment(f"seed {seed}", _of_seed(whole, seed), {})
+            for seed in whole["seeds"]
+            if f"seed {seed}" not in known
+        ]
     experiments = [e for e in experiments if e.results is not None or e.runs]
     caveats = dict.fromkeys(line for found in readable for line in experiment_lines.notes(found))
     pooled = {c["name"]: c["pooled"] for c in whole["claims"] if c["pooled"]} if whole else {}
@@ -204,8 +207,9 @@ def _experiment(
         if arm not in runs
     ]
     label = folder.resolve().name if seed is None else f"seed {seed}"
-    results = _of_seed(found, seed) if found and seed in found["seeds"] else None
-    return Experiment(label, results, runs)
+    if found is None or seed is None or seed not in found["seeds"]:
+        return Experiment(label, None, runs)
+    return Experiment(label, _of_seed(found, seed), runs)
 
 
 def _of_seed(found: Mapping[str, Any], seed: int) -> dict[str, Any]:
