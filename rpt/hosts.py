@@ -227,6 +227,9 @@ def _keep(port: int, count: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "rpt.coordinator", str(port), str(count)],
         stdin=subprocess.PIPE,
+        # It outlives this process, and whoever reads our output is not to wait for it.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for the run
     )
 
