@@ -193,15 +193,21 @@ def _arms(config: ConfigDict) -> tuple[dict, ...]:
     # Only the arms that gated thinking is claimed of are thought through at every position.
     lean = {"evaluate.gate_documents": 0, "evaluate.ablations": ()}
 
+    # Bases that cannot think have no gate to pass; they are given the longest stage 0 there is.
+    stage0 = config.pretrain
+    ungated = {
+        "pretrain.gate.labels": (),
+        "pretrain.steps": stage0.gate.max_steps + stage0.optimizer.decay_steps,
+    }
     filler = {
         "pretrain.opening_mixture": _mixed(0.2, 0.8, 0.0, short=True, filler_thoughts=1),
         "pretrain.mixture": _mixed(0.36, 0.54, 0.1, filler_thoughts=1),
+        **ungated,
     }
     unworked = {
         "pretrain.opening_mixture": _mixed(1.0, 0.0, 0.0, short=True),
         "pretrain.mixture": _mixed(0.9, 0.0, 0.1),
-        "pretrain.gate.labels": (),
-        "pretrain.steps": 1000,
+        **ungated,
     }
     ntp = {"pretrain": _continued(config, plain)}
     mixed_sft = {"pretrain": _continued(config, config.pretrain.mixture)}

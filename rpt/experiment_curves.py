@@ -59,7 +59,8 @@ def _hard(axes: Any, found: Mapping[str, Any]) -> None:
 
 def _gated(axes: Any, arms: Mapping[str, Any], part: str) -> None:
     for arm in arms.values():
-        points = [entry["parts"][part]["gated"]["curve"] for entry in arm["seeds"].values()]
+        found = [entry["parts"][part]["gated"] for entry in arm["seeds"].values()]
+        points = [gated["curve"] for gated in found if gated is not None]
         lines = [
             (
                 [point["thought_tokens_per_document_token"] for point in curve],

@@ -168,15 +168,14 @@ def check(config: config_lib.Config) -> None:
 
     Raises:
       ValueError: no arm to evaluate, a change that the config refuses, no gated positions, or a
-        claim about text that is not evaluated.
+        claim about text that is not evaluated, or about gated thinking of an arm without.
     """
     plan, settings = config.experiment, config.evaluate
     if not any(arm.evaluated for arm in plan.arms):
         raise ValueError("an experiment needs config.experiment.arms, one of them evaluated")
     if not settings.gate_documents:
         raise ValueError("an experiment needs config.evaluate.gate_documents")
-    for arm in plan.arms:
-        arm_config(config, arm)
+    found = {arm.name: arm_config(config, arm) for arm in plan.arms}
     named = [part.name for part in settings.test]
     _one_of(plan.claim_part, named, "config.experiment.claim_part")
     bins = bin_names(settings.bins_nats)
@@ -184,6 +183,13 @@ def check(config: config_lib.Config) -> None:
         _one_of(claim.part, [evaluation.ALL, *named], f"claim {claim.name}: part")
         if not claim.bin.startswith("label:"):
             _one_of(claim.bin, ["", *bins], f"claim {claim.name}: bin")
+        if "gated" in (claim.mode_a, claim.mode_b) or claim.bin == evaluation.GATE:
+            for arm in (claim.a, claim.b):
+                if not found[arm].evaluate.gate_documents:
+                    raise ValueError(
+                        f"claim {claim.name} is about gated thinking, but arm {arm} has "
+                        "evaluate.gate_documents=0"
+                    )
 
 
 def bin_names(bins_nats: Sequence[float]) -> list[str]:

@@ -122,7 +122,7 @@ def _entry(piece: experiment_pieces.Piece, part: str, hard: str, documents: bool
                 "asked": _means(measured, asked(measured, name)),
                 "leak_check": table["leak_check"],
                 "every_position": table["every_position"],
-                "gated": tables["gated"].get(name),
+                "gated": (tables["gated"] or {}).get(name),
             }
             for name, table in tables["parts"].items()
         },

@@ -193,6 +193,16 @@ def test_arms_have_names_that_nothing_else_has(name):
             {"claims": (claim("rpt", "gated", "rpt", "no_think", bin=">2"),)},
             r"bin='>2' is not evaluated; choose one of all, gate, >1\.5",
         ),
+        (
+            {
+                "arms": (
+                    *fixture_pieces.ARMS,
+                    arm("lean", changes=(Change("evaluate.gate_documents", 0),)),
+                ),
+                "claims": (claim("rpt", "gated", "lean", "no_think", bin="gate"),),
+            },
+            "about gated thinking, but arm lean has evaluate.gate_documents=0",
+        ),
     ],
 )
 def test_what_would_be_missed_in_the_end_is_asked_for_before_the_first_part(fields, message):

@@ -66,7 +66,12 @@ def tiny() -> config.Config:
             init="base",
             flops_of="rpt",
         ),
-        common.arm("rpt_rlvr", "RPT, then RLVR", "train", {"train.steps": 1}, init="rpt"),
+        common.arm(
+            *("rpt_rlvr", "RPT, then RLVR", "train"),
+            # Without gated thinking, so validation is not read for it.
+            {"train.steps": 1, "evaluate.gate_documents": 0},
+            init="rpt",
+        ),
     )
     plan.claims = tuple(
         {"name": name, "a": "rpt", "mode_a": mode, "b": b, "mode_b": mode_b, "part": "stories"}
@@ -115,7 +120,11 @@ def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finis
     workdir, settings = finished
     folder = workdir / "seed3" / "evaluation"
     for split in ("validation", "test"):
-        results = [read(folder / arm / split / "results.json") for arm in EVALUATED]
+        arms = EVALUATED if split == "test" else EVALUATED[:-1]
+        assert {path.parent.parent.name for path in folder.glob(f"*/{split}/results.json")} == {
+            *arms
+        }
+        results = [read(folder / arm / split / "results.json") for arm in arms]
         assert len({result["positions"]["sha256"] for result in results}) == 1
     experiment.run_part(settings, workdir, "seed3/evaluate_rpt")  # is done, so nothing happens
     readings = (folder / "test_readings.jsonl").read_text().splitlines()
