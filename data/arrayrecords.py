@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from data import records
+from data import files, records
 
 _MOST_OPEN = 64
 # Reads of single records: no read-ahead, no threads.
@@ -20,6 +20,8 @@ class Reader:
     def __init__(self, paths: Sequence[pathlib.Path]):
         self._paths = paths
         self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        # Of every file when it was first opened: it may be another one when it is opened again.
+        self._stamps: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def length(self, file: int) -> int:
@@ -54,6 +56,10 @@ class Reader:
             raise records.Fault("vanished", str(path), "is gone")
         if not path.stat().st_size:
             raise records.Fault("empty_file", str(path), "is an empty file of 0 bytes")
+        stamp = files.stamp(path)
+        if self._stamps.setdefault(file, stamp) != stamp:
+            message = "has changed since the source was opened; open it again"
+            raise records.Fault("changed", str(path), message)
         library = importlib.import_module("array_record.python.array_record_module")
         reader = library.ArrayRecordReader(str(path), options=_OPTIONS)
         if not reader.ok():

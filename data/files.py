@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 from data import cache, extras, fields, records
 
 CHUNK = 2**20
+_COMPRESSED_BYTES = 2**8
 COMPRESSED = (".gz", ".zst")
 
 
@@ -99,6 +100,8 @@ def opened_again(path: pathlib.Path, stamped: tuple[int, int], where: str) -> It
         raise records.Fault(
             "vanished", where, "was there when the source was opened and is gone"
         ) from error
+    except OSError as error:
+        raise records.Fault("unreadable", where, f"cannot be read: {error.strerror}") from error
     with file:
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != stamped:
@@ -192,7 +195,8 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            raw = self._rest or self._raw.read(CHUNK // 8)
+            # Little at a time: 4 bytes may stand for 128 KiB, and all of it is held.
+            raw = self._rest or self._raw.read(_COMPRESSED_BYTES)
             self._rest = b""
             if not raw:
                 if self._frame is not None:

@@ -38,7 +38,14 @@ class Joined(Generic[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        return _stacked([next(stream) for stream in self._streams])
+        before = self.get_states() if len(self._streams) > 1 else []
+        try:
+            return _stacked([next(stream) for stream in self._streams])
+        except BaseException:
+            # Without a batch its rows have not been read, of no shard.
+            for stream, state in zip(self._streams, before):
+                stream.set_state(state)
+            raise
 
     def get_states(self) -> list[dict[str, Any]]:
         """Of the shards that are read here."""

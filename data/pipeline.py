@@ -8,7 +8,7 @@ of reading: docs/data-order.md.
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -229,8 +229,7 @@ class _PackedStream(_Stream):
         tokens_BS, segments_BS, positions_BS = (np.zeros(self._shape, np.int32) for _ in range(3))
         used = [0] * batch_size
         last_segment = [0] * batch_size
-        waiting, self._waiting = self._waiting, []
-        for key, piece in self._pieces(waiting):
+        for key, piece in self._pieces():
             length = len(piece)
             row = next((b for b in range(batch_size) if used[b] + length <= seq_len), None)
             if row is None:
@@ -250,14 +249,22 @@ class _PackedStream(_Stream):
         )
         return PackedBatch(tokens_BS, segments_BS, positions_BS, loss_mask_BS)
 
-    def _pieces(self, waiting: Sequence[tuple[Sequence[int], np.ndarray]]):
+    def _pieces(self) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """First those that waited, then new ones until too many of this batch must wait."""
-        yield from waiting
-        while len(self._waiting) < _MOST_WAITING:
-            found = self._cursor.next()
-            if found is None:
-                return
-            yield found.key, self._piece(found)
+        waiting, self._waiting = self._waiting, []
+        before = self._cursor.get_state()
+        try:
+            yield from waiting
+            while len(self._waiting) < _MOST_WAITING:
+                found = self._cursor.next()
+                if found is None:
+                    return
+                yield found.key, self._piece(found)
+        except BaseException:
+            # Without a batch its rows have not been read.
+            self._cursor.set_state(before)
+            self._waiting = waiting
+            raise
 
     def _piece(self, found: cursor.Found) -> np.ndarray:
         """The window of bos, document and eos; the work does not grow with the document."""
@@ -370,8 +377,7 @@ class _TrunkStream(_Stream):
         document_ids_B = np.full(batch_size, NO_DOCUMENT, np.int64)
         rest: list[np.ndarray] = []
         labels: list[tuple[tuple[int, str], ...]] = []
-        for row in range(batch_size):
-            found = self._cursor.next()
+        for row, found in enumerate(self._found(batch_size)):
             if found is None:
                 rest.append(_NO_TOKENS)
                 labels.append(())
@@ -401,6 +407,15 @@ class _TrunkStream(_Stream):
             starts_B,
             tuple(labels),
         )
+
+    def _found(self, number: int) -> list[cursor.Found | None]:
+        before = self._cursor.get_state()
+        try:
+            return [self._cursor.next() for _ in range(number)]
+        except BaseException:
+            # Without a batch its rows have not been read.
+            self._cursor.set_state(before)
+            raise
 
     def get_state(self) -> dict[str, Any]:
         return {**self._cursor.get_state(), "rows_left": self._rows_left}

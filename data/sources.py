@@ -75,9 +75,9 @@ def parse(spec: str, **extra: str) -> Spec:
     """
     head, _, query = spec.partition("?")
     name, _, path = head.partition(":")
-    if name not in SOURCES and name not in _MAKE_OWN_SPLITS:
-        known = ", ".join([*SOURCES, *_MAKE_OWN_SPLITS])
-        raise ValueError(f"unknown source {name!r} in {spec!r}; known: {known}")
+    known = (*SOURCES, *_MAKE_OWN_SPLITS, _INTERLEAVE)
+    if name not in known:
+        raise ValueError(f"unknown source {name!r} in {spec!r}; known: {', '.join(known)}")
     try:
         pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
@@ -118,6 +118,8 @@ def open_guarded(spec: str, **extra: str) -> tuple[records.Source, records.Guard
     to decide on those that are met while reading (records.readable)."""
     parsed = parse(spec, **extra)
     name, options = parsed.name, parsed.options
+    if name == _INTERLEAVE:
+        return _open_interleaved(options)
     if name in _MAKE_OWN_SPLITS:
         if parsed.path:
             raise ValueError(f"the source {name!r} takes no path, but has {parsed.path!r}")
@@ -148,13 +150,17 @@ def without_policy(spec: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved:
-    """Document i is one of source i modulo their number, until the shortest one ends."""
+    """Document i is one of source i modulo their number, until the shortest one ends.
+
+    What is left of the others is counted as `interleave/rest`.
+    """
 
     parts: tuple[records.Source, ...]
 
     @property
     def counts(self) -> Mapping[str, int]:
-        return sum((collections.Counter(part.counts) for part in self.parts), collections.Counter())
+        found = collections.Counter({"interleave/rest": sum(map(len, self.parts)) - len(self)})
+        return +sum((collections.Counter(part.counts) for part in self.parts), found)
 
     def __len__(self) -> int:
         return len(self.parts) * min(map(len, self.parts))
@@ -168,17 +174,24 @@ class Interleaved:
         return digests.of_parts([part.digest() for part in self.parts])
 
 
-def _open_interleaved(options: dict[str, str]) -> records.Source:
-    if len(options) < 2:
+def _open_interleaved(specs: dict[str, str]) -> tuple[records.Source, records.Guard]:
+    """The sources in turn, and one guard for the faults that are met while reading any of them."""
+    if len(specs) < 2:
         raise ValueError(
             "interleave needs two specs or more: interleave:?a=SPEC&b=SPEC, URL-quoted"
         )
-    return Interleaved(tuple(map(open_source, options.values())))
+    parts, guards = zip(*map(open_guarded, specs.values()))
+    policies = {guard.on_fault for guard in guards}
+    if len(policies) > 1:
+        raise ValueError("interleave: give all of its specs the same on_fault, or none")
+    most = sum(guard.max_faults for guard in guards)
+    met = sum(len(guard.faults) for guard in guards)
+    return Interleaved(parts), records.Guard(policies.pop(), max_faults=most, before=met)
 
 
 def interleave(**specs: str) -> str:
     """The spec of several sources in turn."""
-    return "interleave:?" + urllib.parse.urlencode(specs)
+    return f"{_INTERLEAVE}:?" + urllib.parse.urlencode(specs)
 
 
 SOURCES: dict[str, Opener] = {
@@ -195,8 +208,8 @@ SOURCES: dict[str, Opener] = {
     "docstrings": sources_installed.open_docstrings,
     "bible": sources_installed.open_bible,
 }
+_INTERLEAVE = "interleave"
 _MAKE_OWN_SPLITS: dict[str, Callable[[dict[str, str]], records.Source]] = {
     "miniature": miniature.open_miniature,
     "skills": skills.open_skills,
-    "interleave": _open_interleaved,
 }

@@ -168,14 +168,21 @@ def open_hf(path: str, options: dict[str, str], guard: records.Guard) -> records
     if cache.is_remote(path):
         raise ValueError(f"{path}: a saved dataset is read in place; copy it to a local folder")
     folder = _dataset_folder(pathlib.Path(path).expanduser(), subset)
-    state = json.loads((folder / "state.json").read_text())
     parts = []
-    for entry in state["_data_files"]:
+    for name in _data_files(folder / "state.json"):
         try:
-            parts.append(_open_arrow(folder / entry["filename"], chosen, guard))
+            parts.append(_open_arrow(folder / name, chosen, guard))
         except records.Fault as fault:
             guard.meet(fault)
     return records.concatenated(parts)
+
+
+def _data_files(path: pathlib.Path) -> list[str]:
+    try:
+        return [entry["filename"] for entry in json.loads(path.read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"does not say what save_to_disk writes there: {error!r}; save the dataset again"
+        raise records.Fault("unreadable", str(path), message) from error
 
 
 def _dataset_folder(folder: pathlib.Path, subset: str | None) -> pathlib.Path:
@@ -213,6 +220,10 @@ def _open_arrow(path: pathlib.Path, chosen: fields.Fields, guard: records.Guard)
             with library.ipc.open_stream(mapped) as reader:
                 batches = list(reader)
         _check_columns(reader.schema, chosen, path)
+        for column in (batch.column(name) for batch in batches for name in chosen.names):
+            # Where values lie; reading them where they do not ends the process.
+            kind = library.large_binary() if _is_large(column) else library.binary()
+            column.view(kind).validate(full=True)
     except records.Fault:
         raise
     except (ValueError, OSError) as error:

@@ -1,6 +1,8 @@
 """Train, validation and test splits that do not leak, made before any chunking.
 
 Documents that share a run of 13 words belong together, and connected groups go whole to one split.
+Documents of fewer words have no such run: they belong together only where they are equal, so
+corpora of one-line documents need `duplicates=near` as well, or may leak by near-copies.
 Words are those of data/deduplication.py, so a copy in other case or with other punctuation is a
 copy. So no 13-word run of a held-out document occurs in train and `covered_share` is 0 by
 construction; it is there to judge other ways of splitting.

@@ -7,11 +7,13 @@ import shutil
 import tracemalloc
 
 import array_record.python.array_record_module as array_record
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import zstandard
 
-from data import prepare, records, sources, spans
+from data import arrayrecords, files, prepare, records, sources, spans
 from tests.data import corpora
 
 GOOD = corpora.json_lines(corpora.TEXTS[:3]).splitlines(keepends=True)
@@ -332,3 +334,45 @@ def test_faults_keep_their_parts():
     guard.meet(fault)
     with pytest.raises(records.Fault, match="max_faults=1 allows no more"):
         guard.meet(fault)
+
+
+@pytest.mark.parametrize("state", ["", '{"_data_fi', "[]", "{}", '{"_data_files": [{}]}'])
+def test_a_saved_dataset_with_a_damaged_state(tmp_path, state):
+    corpora.write_hf(tmp_path / "c", ["one text", "another"])
+    (tmp_path / "c" / "state.json").write_text(state)
+    with pytest.raises(records.Fault, match=r"state\.json does not say"):
+        sources.open_source(f"hf:{tmp_path}/c")
+
+
+def test_an_arrow_file_whose_values_lie_nowhere(tmp_path):
+    """pyarrow ends the process where such a value is read."""
+    corpora.write_hf(tmp_path / "c", ["one text", "another one"])
+    path = tmp_path / "c" / "data-00000-of-00002.arrow"
+    raw, ends = path.read_bytes(), np.array([0, 8, 19], "<i4").tobytes()
+    assert raw.count(ends) == 1
+    path.write_bytes(raw.replace(ends, np.array([0, 2**30, 19], "<i4").tobytes()))
+    with pytest.raises(records.Fault, match=r"00000-of-00002\.arrow is cut off or damaged"):
+        sources.open_source(f"hf:{tmp_path}/c")
+
+
+def test_an_array_record_file_that_was_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrayrecords, "_MOST_OPEN", 1)
+    for name in ("a", "b"):
+        corpora.write_array_record(tmp_path / f"{name}.array_record", [b"old", b"text"])
+    source = sources.open_source(f"array_record:{tmp_path}")
+    corpora.write_array_record(tmp_path / "new", [b"something", b"else"])
+    (tmp_path / "new").replace(tmp_path / "a.array_record")
+    assert source[2].text == "old"
+    with pytest.raises(records.Fault, match=r"a\.array_record has changed since"):
+        source[0]
+
+
+def test_a_long_line_of_zstandard_is_not_held(tmp_path):
+    with zstandard.open(tmp_path / "a.jsonl.zst", "wb") as file:
+        for _ in range(200):
+            file.write(b"a" * 2**20)
+    largest = 0
+    with files.opened_stream(tmp_path / "a.jsonl.zst") as stream:
+        while stream.readline(2**20):
+            largest = max(largest, len(stream.raw._ready))
+    assert largest < 2**26

@@ -141,8 +141,14 @@ def test_sources_in_turn():
     apart = [sources.open_source(spec) for spec in (one, other)]
     assert len(both) == 6
     assert [both[i] for i in range(6)] == [apart[i % 2][i // 2] for i in range(6)]
+    assert both.counts == {"interleave/rest": 2}
     with pytest.raises(ValueError, match="two specs or more"):
         sources.open_source("interleave:?a=pydoc")
+    skipping = sources.interleave(a="pydoc:?on_fault=skip&max_faults=3", b="pydoc:?on_fault=skip")
+    _, guard = sources.open_guarded(skipping)
+    assert (guard.on_fault, guard.max_faults) == ("skip", 103)
+    with pytest.raises(ValueError, match="same on_fault"):
+        sources.open_source(sources.interleave(a="pydoc:?on_fault=skip", b=one))
 
 
 def test_text_with_idle_thoughts_is_the_same_text():
