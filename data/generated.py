@@ -4,12 +4,14 @@ data/miniature.py tells chains of arithmetic with these words, data/skills.py ot
 tokenizer, trained on `tokenizer_texts`, gives one token a word in all of them.
 """
 
+import abc
 import dataclasses
+import functools
 import itertools
 import random
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from data import digests, records
 
@@ -99,37 +101,79 @@ def _option_value(what: str, name: str, text: str, default: Any) -> Any:
         ) from None
 
 
-def check(which: Which, what: str) -> None:
-    """Raises ValueError for what does not exist; `what` names the corpus."""
-    if which.kind not in KINDS:
-        raise ValueError(f"{what} kind {which.kind!r}: choose one of {', '.join(KINDS)}")
-    if which.split not in SPLITS:
-        raise ValueError(f"{what} split {which.split!r}: choose one of {', '.join(SPLITS)}")
-    if which.seed < 0 or not 0 < which.size <= 1 << 40:
-        raise ValueError(
-            f"{what} seed={which.seed}, size={which.size}: seed must be >= 0, size in 1..2**40"
+@dataclasses.dataclass(frozen=True)
+class Documents(abc.ABC):
+    """Documents of one kind and split; document i is a pure function of all fields and i.
+
+    Args:
+        config: a dataclass with validation_fraction and test_fraction, of the asked paths.
+        kind: 'plain', or 'worked' (with thoughts).
+        split: 'train', 'validation' or 'test', by asked path.
+        seed: not negative.
+        size: number of documents.
+    """
+
+    corpus: ClassVar[str]  # its name, for messages
+
+    config: Any
+    kind: str
+    split: str
+    seed: int
+    size: int = 10_000_000
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.corpus} kind {self.kind!r}: choose one of {', '.join(KINDS)}")
+        if self.split not in SPLITS:
+            raise ValueError(
+                f"{self.corpus} split {self.split!r}: choose one of {', '.join(SPLITS)}"
+            )
+        if self.seed < 0 or not 0 < self.size <= 1 << 40:
+            raise ValueError(
+                f"{self.corpus} seed={self.seed}, size={self.size}: "
+                "seed must be >= 0, size in 1..2**40"
+            )
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> records.Record:
+        if not 0 <= index < self.size:
+            raise IndexError(f"document {index} of {self.size}")
+        stream = self.seed * len(SPLITS) + SPLITS.index(self.split)
+        stream = stream * len(KINDS) + KINDS.index(self.kind)
+        story, labels = self._tell(random.Random((stream << 40) + index))
+        text = " " + " ".join(story)
+        return records.Record(
+            text, records.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
         )
 
+    def digest(self) -> int:
+        """Of the fields, and of some documents: another version of the code may write others."""
+        told = [self[index].text for index in range(min(self.size, 4))]
+        return digests.of_parts(dataclasses.asdict(self), told)
 
-def generator(kind: str, split: str, seed: int, index: int) -> random.Random:
-    """The stream of randomness of one document."""
-    stream = seed * len(SPLITS) + SPLITS.index(split)
-    stream = stream * len(KINDS) + KINDS.index(kind)
-    return random.Random((stream << 40) + index)
+    @abc.abstractmethod
+    def _tell(self, rng: random.Random) -> tuple[list[str], list[tuple[int, str]]]:
+        """The words of a document and its labels (records.Record)."""
+
+    @functools.cached_property
+    def _path_range(self) -> tuple[int, int]:
+        """Hashes [low, high) of the paths that belong to the split."""
+        validation = round(self.config.validation_fraction * (1 << 64))
+        held_out = validation + round(self.config.test_fraction * (1 << 64))
+        edges = {"validation": (0, validation), "test": (validation, held_out)}
+        return edges.get(self.split, (held_out, 1 << 64))
 
 
 def hash_step(state: int, word: int) -> int:
     """One step of a 64-bit multiplicative hash; the high bits are the good ones."""
     state = ((state ^ word) * _MULTIPLIER) & _MASK_64
     return state ^ (state >> 32)
-
-
-def path_range(split: str, validation_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Hashes [low, high) of the paths that belong to a split."""
-    validation = round(validation_fraction * (1 << 64))
-    held_out = validation + round(test_fraction * (1 << 64))
-    edges = {"validation": (0, validation), "test": (validation, held_out)}
-    return edges.get(split, (held_out, 1 << 64))
 
 
 def thought(walk: Sequence[str], *, empty: bool, filler: bool) -> str:

@@ -44,7 +44,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from data import digests, generated, records
+from data import generated, records
 
 _NAMES, _DIGITS = generated.NAMES, generated.DIGITS
 ROOT_VALUES = (1, 4, 8)
@@ -165,39 +165,17 @@ def later_root_value(name: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stories:
-    """Documents of one kind and split; document i is a pure function of all fields and i.
+class Stories(generated.Documents):
+    """Documents of one kind and split.
 
     Plain and worked documents of one index tell different stories; `filler_thoughts` changes
     nothing but the words inside the thoughts.
-
-    Args:
-        kind: 'plain', or 'worked' (with thoughts).
-        split: 'train', 'validation' or 'test', by asked path.
-        seed: not negative.
-        size: number of documents.
     """
 
+    corpus = "miniature"
     config: MiniatureConfig
-    kind: str
-    split: str
-    seed: int
-    size: int = 10_000_000
 
-    def __post_init__(self):
-        generated.check(generated.Which(self.kind, self.split, self.seed, self.size), "miniature")
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> records.Record:
-        if not 0 <= index < self.size:
-            raise IndexError(f"document {index} of {self.size}")
-        rng = generated.generator(self.kind, self.split, self.seed, index)
+    def _tell(self, rng: random.Random) -> tuple[list[str], list[tuple[int, str]]]:
         for _ in range(_ATTEMPTS):
             drawn = self._draw(rng)
             if drawn is not None:
@@ -207,7 +185,7 @@ class Stories:
                 f"no story with such questions found; allow more depth or questions in {self}"
             )
         variables, asked = drawn
-        words, labels = _tell(rng, self.config, variables, len(asked))
+        words, labels = _define(rng, self.config, variables, len(asked))
         thoughts = {}
         if self.kind == "worked":
             thoughts = _thoughts(rng, self.config, variables, asked)
@@ -215,15 +193,7 @@ class Stories:
         if self.kind == "worked":
             answers = {number for number, label in labels if label != "noise"}
             generated.idle(rng, words, answers, self.config.idle_thought_fraction)
-        text = " " + " ".join(words)
-        return records.Record(
-            text, records.document_id(text), markup=self.kind == "worked", labels=tuple(labels)
-        )
-
-    def digest(self) -> int:
-        """Of the fields, and of some stories: another version of this module may tell others."""
-        told = [self[index].text for index in range(min(self.size, 4))]
-        return digests.of_parts(dataclasses.asdict(self), told)
+        return words, labels
 
     @functools.cached_property
     def _patterns(self) -> tuple[list[tuple[tuple[int, ...], int]], list[float]]:
@@ -247,9 +217,7 @@ class Stories:
         pattern, num_variables = patterns[
             min(bisect.bisect(cumulated, uniform()), len(patterns) - 1)
         ]
-        low, high = generated.path_range(
-            self.split, config.validation_fraction, config.test_fraction
-        )
+        low, high = self._path_range
         variables: list[_Variable] = []
         for index in range(num_variables):
             for _ in range(_REDRAWS):
@@ -317,7 +285,7 @@ def _statement(variables: list[_Variable], index: int) -> list[str]:
     ]
 
 
-def _tell(
+def _define(
     rng: random.Random, config: MiniatureConfig, variables: list[_Variable], num_questions: int
 ) -> tuple[list[str], list[tuple[int, str]]]:
     """Words of the definitions and of the asides between them, and the labels of the noise."""

@@ -31,7 +31,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from data import digests, generated, records
+from data import generated, records
 
 FAMILIES = ("pointer", "lookup", "sum", "automaton")
 VERBS = ("ate", "ran")
@@ -205,36 +205,13 @@ _PUZZLES = {"pointer": _pointer, "lookup": _lookup, "sum": _sum, "automaton": _a
 
 
 @dataclasses.dataclass(frozen=True)
-class Skills:
-    """Documents of one family, kind and split; document i is a pure function of all fields and i.
+class Skills(generated.Documents):
+    """Documents of one family, kind and split."""
 
-    Args:
-        kind: 'plain', or 'worked' (with thoughts).
-        split: 'train', 'validation' or 'test', by asked path.
-        seed: not negative.
-        size: number of documents.
-    """
-
+    corpus = "skills"
     config: SkillsConfig
-    kind: str
-    split: str
-    seed: int
-    size: int = 10_000_000
 
-    def __post_init__(self):
-        generated.check(generated.Which(self.kind, self.split, self.seed, self.size), "skills")
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> records.Record:
-        if not 0 <= index < self.size:
-            raise IndexError(f"document {index} of {self.size}")
-        rng = generated.generator(self.kind, self.split, self.seed, index)
+    def _tell(self, rng: random.Random) -> tuple[list[str], list[tuple[int, str]]]:
         for _ in range(_ATTEMPTS):
             puzzle = _PUZZLES[self.config.family](rng.random, self.config)
             asked = self._choose(rng, puzzle)
@@ -242,17 +219,10 @@ class Skills:
                 return self._write(rng, puzzle.facts, asked)
         raise ValueError(f"skills: no document with such questions found; allow more in {self}")
 
-    def digest(self) -> int:
-        """Of the fields, and of some documents: another version of this module may write others."""
-        told = [self[index].text for index in range(min(self.size, 4))]
-        return digests.of_parts(dataclasses.asdict(self), told)
-
     def _choose(self, rng: random.Random, puzzle: Puzzle) -> list[Question]:
         """Questions of the split, in order; the depth of each is drawn first."""
         config = self.config
-        low, high = generated.path_range(
-            self.split, config.validation_fraction, config.test_fraction
-        )
+        low, high = self._path_range
         room = config.max_words - len(puzzle.facts) - 1
         allowed = [
             question
@@ -294,7 +264,9 @@ class Skills:
             state = generated.hash_step(state, _PLACES[word])
         return state
 
-    def _write(self, rng: random.Random, facts: list[str], asked: list[Question]) -> records.Record:
+    def _write(
+        self, rng: random.Random, facts: list[str], asked: list[Question]
+    ) -> tuple[list[str], list[tuple[int, str]]]:
         config, worked = self.config, self.kind == "worked"
         story = [*facts, "so"]
         number, labels = len(story), []
@@ -314,8 +286,7 @@ class Skills:
         story[-1] = "."
         if worked:
             generated.idle(rng, story, {place for place, _ in labels}, config.idle_thought_fraction)
-        text = " " + " ".join(story)
-        return records.Record(text, records.document_id(text), markup=worked, labels=tuple(labels))
+        return story, labels
 
 
 _PLACES = {word: place for place, word in enumerate(generated.words())}

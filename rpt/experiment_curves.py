@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rpt import experiment_claims, experiment_lines
+from rpt import experiment_claims, experiment_lines, statistics
 
 _ACCURACIES = (("accuracy", "with thought"), ("no_think_accuracy", "without"))
 _GROUPS = ("groups_mixed", "answer_rate", "over_budget_rate")
+_SMOOTH_STEPS = 5
 
 
 def draw(found: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -34,7 +35,8 @@ def _training(accuracy: Any, groups: Any, arms: Mapping[str, Any]) -> None:
     for axes, names in ((accuracy, _ACCURACIES), (groups, [(name, name) for name in _GROUPS])):
         for name, label in names if reinforced else ():
             seeds = [seed for seed in reinforced[0]["history"].values() if name in seed]
-            _line([(s["step"], _smooth(s[name])) for s in seeds], axes, label)
+            smooth = [(s["step"], statistics.running_mean(s[name], _SMOOTH_STEPS)) for s in seeds]
+            _line(smooth, axes, label)
         axes.set(xlabel="step", ylim=(0, 1.02))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
@@ -52,7 +54,9 @@ def _hard(axes: Any, found: Mapping[str, Any]) -> None:
         ends = np.array([[_end(v, "low"), _end(v, "high")] for v in values]).reshape(-1, 2).T
         words = experiment_claims.WORDS[mode]
         axes.barh(place + offset, mean, 0.38, xerr=abs(ends - mean), label=words)
-    axes.set(title=f"hard test tokens ({found['bin']} nats), 95% intervals", xlim=(0, 1))
+    axes.set(
+        title=f"hard {found['split']} tokens ({found['bin']} nats), 95% intervals", xlim=(0, 1)
+    )
     axes.set_yticks(place, [arm["title"] for arm in arms])
     axes.legend()
 
@@ -94,11 +98,3 @@ def _line(seeds: Sequence[tuple[ArrayLike, ArrayLike]], axes: Any, label: str) -
 def _end(value: Mapping[str, Any], name: str) -> float:
     """An end of an interval; the mean where it is unknown."""
     return value["mean"] if value[name] is None else value[name]
-
-
-def _smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
-    """A running mean that begins with what there is."""
-    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - window, 0)
-    return (total[end] - total[start]) / (end - start)

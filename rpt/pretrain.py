@@ -36,7 +36,6 @@ from rpt import (
 )
 from rpt import config as config_lib
 from rpt import session as session_lib
-from rpt import watch as watch_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
 
@@ -150,20 +149,10 @@ def _open(
 def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:
     """The state, fresh or restored; and the log."""
     params = loading.place(run.mesh, run.model, params)
-    opt_state = optimizers.init_state(run.optimizer, params)
-    state = _State(0, params, opt_state)
-    like = checkpoint.TrainState(0, params, opt_state, {})
-    restored, notes = session.store.restore(like)
-    saved = None if restored is None else restored.host
-    if restored is not None and saved is not None:
-        state = _State(
-            restored.step,
-            restored.params,
-            restored.opt_state,
-            ledger.Ledger(**saved["ledger"]),
-            watch_lib.Watch(**saved["watch"]),
-            _GateState(**saved["gate"]),
-        )
+    fresh = _State(0, params, optimizers.init_state(run.optimizer, params))
+    state, saved, notes = session.restore(fresh)
+    if saved is not None:
+        state = dataclasses.replace(state, gated=_GateState(**saved["gate"]))
         notes += run.streams.set_state(saved["streams"])
     total = _total_steps(run.config.pretrain, state.gated)
     session.start("pretrain", state.step, total, saved, notes)

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rpt import checkpoint, cli, goodput, hosts, profiling, runs, stepmetrics
 from rpt import config as config_lib
@@ -26,6 +26,9 @@ class LoopState:
     opt_state: Any
     book: ledger_lib.Ledger = ledger_lib.Ledger()
     watch: watch_lib.Watch = watch_lib.Watch()
+
+
+State = TypeVar("State", bound=LoopState)
 
 
 class Session:
@@ -57,6 +60,27 @@ class Session:
         self._tracer = profiling.Tracer(
             config.profile if team.is_first else profiling.ProfileConfig(), workdir
         )
+
+    def restore(self, fresh: State) -> tuple[State, Mapping[str, Any] | None, list[str]]:
+        """The newest good checkpoint in place of `fresh`, which stays where there is none.
+
+        Returns:
+          the state, its loop's own fields as in `fresh`; what the checkpoint holds beside it; lines
+          for the log.
+        """
+        like = checkpoint.TrainState(0, fresh.params, fresh.opt_state, {})
+        restored, notes = self.store.restore(like)
+        if restored is None:
+            return fresh, None, notes
+        state = dataclasses.replace(
+            fresh,
+            step=restored.step,
+            params=restored.params,
+            opt_state=restored.opt_state,
+            book=ledger_lib.Ledger(**restored.host["ledger"]),
+            watch=watch_lib.Watch(**restored.host["watch"]),
+        )
+        return state, restored.host, notes
 
     def start(
         self, name: str, step: int, total_steps: int, saved: Mapping[str, Any] | None, notes: list

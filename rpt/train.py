@@ -148,18 +148,9 @@ def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:
         opt_state=optimizers.init_state(run.optimizer, params),
         book=filtering.account(run.chosen, ledger.Ledger()),
     )
-    like = checkpoint.TrainState(0, params, state.opt_state, {})
-    restored, notes = session.store.restore(like)
-    saved = None if restored is None else restored.host
-    if restored is not None and saved is not None:
-        state = _State(
-            restored.step,
-            restored.params,
-            restored.opt_state,
-            ledger.Ledger(**saved["ledger"]),
-            watch_lib.Watch(**saved["watch"]),
-            saved["rewardless_steps"],
-        )
+    state, saved, notes = session.restore(state)
+    if saved is not None:
+        state = dataclasses.replace(state, rewardless=saved["rewardless_steps"])
         notes += loading.restore_stream(run.stream, saved["stream"])
     elif settings.warmup_steps:
         params, book = warmup.warm_up(

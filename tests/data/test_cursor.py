@@ -3,14 +3,15 @@
 import json
 import tracemalloc
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import documents, pipeline, records, resharding, tokenizers
+from tests.data import restoring
 
 BYTES = tokenizers.ByteTokenizer()
+flat = restoring.flat
 LARGE = 10**6
 
 
@@ -55,18 +56,6 @@ def mixtures():
             pipeline.Mix(large, 3.5, "large"),
             pipeline.Mix(Generated(LARGE - 1), 0.3, "rare"),
         ],
-    }
-
-
-def flat(batch):
-    """A batch as plain lists, look-ahead included, so that == compares all of it."""
-    return {
-        name: [part.tolist() if isinstance(part, np.ndarray) else part for part in value]
-        if isinstance(value, tuple)
-        else value.tolist()
-        if isinstance(value, np.ndarray)
-        else value
-        for name, value in vars(batch).items()
     }
 
 
