@@ -28,6 +28,29 @@ def template(name: str) -> str:
     return str(TEMPLATES / f"{name}.txt")
 
 
+def miniature_model(vocab_size: int) -> ConfigDict:
+    """Too shallow to follow a long chain in one forward pass: half a million parameters."""
+    return model(
+        vocab_size=vocab_size,
+        width=128,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=4,
+        head_width=32,
+        ff_width=256,
+        rope_theta=1000.0,
+    )
+
+
+def miniature_stage0_optimizer(optimizer: ConfigDict) -> None:
+    """Of stage 0: Muon for the matrices, Adam for the rest."""
+    optimizer.kind = "muon"
+    optimizer.learning_rate = 2e-3
+    optimizer.muon_learning_rate = 1e-2
+    optimizer.warmup_steps = 50
+    optimizer.decay_steps = 350
+
+
 def arm(name: str, title: str, command: str, changes: Mapping[str, Any] | None = None, **fields):
     """An arm of an experiment; `changes` are values, or whole sections, by dotted path."""
     pairs = tuple(

@@ -33,16 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     switches = common.parse_arg(arg, seed=0)
     config = common.base()
     config.seed = switches.seed
-    config.model = common.model(
-        vocab_size=704,
-        width=128,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=4,
-        head_width=32,
-        ff_width=256,
-        rope_theta=1000.0,
-    )
+    config.model = common.miniature_model(vocab_size=704)
     config.data.tokenizer = "miniature:704"
     config.data.template = common.template("mini")
 
@@ -60,11 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     stage0.batch_size = 16
     stage0.seq_len = 192
-    stage0.optimizer.kind = "muon"
-    stage0.optimizer.learning_rate = 2e-3
-    stage0.optimizer.muon_learning_rate = 1e-2
-    stage0.optimizer.warmup_steps = 50
-    stage0.optimizer.decay_steps = 350
+    common.miniature_stage0_optimizer(stage0.optimizer)
     stage0.gate.mixture = (("stories", _stories("plain", "validation"), 1.0),)
     stage0.gate.labels = ("answer/1", "answer/2")
     stage0.gate.threshold = 0.8
