@@ -2,6 +2,7 @@
 
 python -m rpt.experiment --config=configs/paper_mini.py --workdir=runs/paper_mini        3 seeds
 python -m rpt.experiment --config=configs/paper_mini.py:quick --workdir=runs/quick       1, small
+python -m rpt.experiment --config=configs/paper_mini.py:trials --workdir=runs/paper_mini    tuning
 
 Corpus. Three families of puzzles are trained on (chains of arithmetic, pointers, lists), beside a
 part of English; questions need up to 12 steps, and stage 0 shows thoughts up to 4. A fourth family
@@ -15,6 +16,11 @@ time. `filler` and `rpt_filler`: the same with contentless thoughts in stage 0. 
 `rpt_unworked`: no thought was ever shown, which is where emergence would be seen. `*_rlvr`: GRPO on
 the answers of automata, with the same settings; `base_rlvr_long` is given RPT's steps on top.
 `rpt_b*` and `ntp_b*`: budgets of their own, each with its own schedule, for the scaling curves.
+
+Trials. RPT, NTP and Mixed SFT are each given the same three learning rates: this file's, half and
+twice of it. They run on seed 0 and are judged on validation by hard tokens of the puzzles, RPT and
+Mixed SFT with thought, NTP without; this file then has the best. Nothing reads test. What the
+experiment has in common with them it does not run again.
 """
 
 from ml_collections import ConfigDict
@@ -33,6 +39,8 @@ _SPARSE = {"skip_weights": "0,0.6,0.3,0.1", "min_questions": 2, "max_questions":
 _DENSE = {"skip_weights": "0.85,0.1,0.04,0.01", "min_questions": 3, "empty_thought_fraction": 0.0}
 _SHORT_CHAIN = {"min_variables": 3, "max_variables": 4, "min_questions": 1}
 _SHORT = {"min_items": 4, "max_items": 6}
+# Only the arms that gated thinking is claimed of are thought through at every position.
+_LEAN = {"evaluate.gate_documents": 0, "evaluate.ablations": ()}
 _IDLE = 0.06  # of the words of worked documents, and of the English, have an empty thought behind
 
 
@@ -67,18 +75,9 @@ def _mixed(plain: float, worked: float, english: float, short: bool = False, **m
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = common.parse_arg(arg, quick=False)
+    switches = common.parse_arg(arg, quick=False, trials=False)
     config = common.base()
-    config.model = common.model(
-        vocab_size=704,
-        width=128,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=4,
-        head_width=32,
-        ff_width=256,
-        rope_theta=1000.0,
-    )
+    config.model = common.miniature_model(vocab_size=704)
     config.data.tokenizer = "miniature:704"
     config.data.template = common.template("mini")
     _stage0(config)
@@ -88,6 +87,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.logging.checkpoint_every_steps = 250
     if switches.quick:
         _quick(config)
+    if switches.trials:
+        _trials(config)
     return config
 
 
@@ -99,11 +100,7 @@ def _stage0(config: ConfigDict) -> None:
     stage0.mixture = _mixed(0.36, 0.54, 0.1)
     stage0.batch_size = 12
     stage0.seq_len = 256
-    stage0.optimizer.kind = "muon"
-    stage0.optimizer.learning_rate = 2e-3
-    stage0.optimizer.muon_learning_rate = 1e-2
-    stage0.optimizer.warmup_steps = 50
-    stage0.optimizer.decay_steps = 350
+    common.miniature_stage0_optimizer(stage0.optimizer)
     stage0.gate.mixture = tuple((f, _puzzles(f, "plain", "validation"), 1.0) for f in TRAINED)
     stage0.gate.labels = ("answer/1", "answer/2", "pointer/1", "pointer/2", "lookup/1", "lookup/2")
     stage0.gate.threshold = 0.8
@@ -190,9 +187,6 @@ def _arms(config: ConfigDict) -> tuple[dict, ...]:
     reference = _continued(config, plain, steps=300)
     reference.optimizer = config.pretrain.optimizer.copy_and_resolve_references()
     reference.optimizer.decay_steps = 100
-    # Only the arms that gated thinking is claimed of are thought through at every position.
-    lean = {"evaluate.gate_documents": 0, "evaluate.ablations": ()}
-
     # Bases that cannot think have no gate to pass; they are given the longest stage 0 there is.
     stage0 = config.pretrain
     ungated = {
@@ -226,19 +220,19 @@ def _arms(config: ConfigDict) -> tuple[dict, ...]:
         common.arm("ntp", "continued NTP", changes=ntp, curve="NTP, no thought", **equal),
         common.arm("mixed_sft", "Mixed SFT", changes=mixed_sft, **equal),
         common.arm(
-            "ntp_wall", "NTP at equal wall time", changes=ntp | lean, **equal, flops_factor=1.25
+            "ntp_wall", "NTP at equal wall time", changes=ntp | _LEAN, **equal, flops_factor=1.25
         ),
-        *_variants(lean),
-        common.arm("filler", "base, filler thoughts", "pretrain", filler | lean),
-        common.arm("rpt_filler", "RPT, filler thoughts", "train", lean, init="filler"),
-        common.arm("unworked", "base, no thought shown", "pretrain", unworked | lean),
-        common.arm("rpt_unworked", "RPT, no thought shown", "train", lean, init="unworked"),
-        *_rlvr(lean),
-        *_budgets(ntp, lean),
+        *_variants(),
+        common.arm("filler", "base, filler thoughts", "pretrain", filler | _LEAN),
+        common.arm("rpt_filler", "RPT, filler thoughts", "train", _LEAN, init="filler"),
+        common.arm("unworked", "base, no thought shown", "pretrain", unworked | _LEAN),
+        common.arm("rpt_unworked", "RPT, no thought shown", "train", _LEAN, init="unworked"),
+        *_rlvr(),
+        *_budgets(ntp),
     )
 
 
-def _variants(lean: dict) -> tuple[dict, ...]:
+def _variants() -> tuple[dict, ...]:
     """Of positions and rewards; with answers of one token the first-token reward is RPT's own."""
     changes = {
         "rpt_random": ("RPT at random positions", {"positions.mode": "random"}),
@@ -246,12 +240,12 @@ def _variants(lean: dict) -> tuple[dict, ...]:
         "rpt_conditional": ("RPT, conditional dense", {"reward.name": "conditional_dense"}),
     }
     return tuple(
-        common.arm(name, title, "train", change | lean, init="base")
+        common.arm(name, title, "train", change | _LEAN, init="base")
         for name, (title, change) in changes.items()
     )
 
 
-def _rlvr(lean: dict) -> tuple[dict, ...]:
+def _rlvr() -> tuple[dict, ...]:
     """GRPO on the answers of the family that nothing was trained on, with RPT's settings."""
     task = {
         "train.mixture": (("automata", _puzzles(RLVR, "plain"), 1.0),),
@@ -264,16 +258,16 @@ def _rlvr(lean: dict) -> tuple[dict, ...]:
     titles = {"base": "base", "ntp": "NTP", "mixed_sft": "Mixed SFT", "rpt": "RPT"}
     return (
         *(
-            common.arm(f"{arm}_rlvr", f"{title}, then RLVR", "train", task | lean, init=arm)
+            common.arm(f"{arm}_rlvr", f"{title}, then RLVR", "train", task | _LEAN, init=arm)
             for arm, title in titles.items()
         ),
         common.arm(
-            "base_long_rlvr", "base, RLVR for longer", "train", task | longer | lean, init="base"
+            "base_long_rlvr", "base, RLVR for longer", "train", task | longer | _LEAN, init="base"
         ),
     )
 
 
-def _budgets(ntp: dict, lean: dict) -> tuple[dict, ...]:
+def _budgets(ntp: dict) -> tuple[dict, ...]:
     arms = []
     for steps in BUDGETS:
         if steps == STEPS:
@@ -282,14 +276,14 @@ def _budgets(ntp: dict, lean: dict) -> tuple[dict, ...]:
         schedule["train.optimizer.warmup_steps"] = min(10, steps // 3)
         arms.append(
             common.arm(
-                *(f"rpt_b{steps}", f"RPT, {steps} steps", "train", schedule | lean),
+                *(f"rpt_b{steps}", f"RPT, {steps} steps", "train", schedule | _LEAN),
                 init="base",
                 curve="RPT, with thought",
             )
         )
         arms.append(
             common.arm(
-                *(f"ntp_b{steps}", f"NTP, FLOPs of {steps} steps", "pretrain", ntp | lean),
+                *(f"ntp_b{steps}", f"NTP, FLOPs of {steps} steps", "pretrain", ntp | _LEAN),
                 init="base",
                 flops_of=f"rpt_b{steps}",
                 curve="NTP, no thought",
@@ -298,35 +292,54 @@ def _budgets(ntp: dict, lean: dict) -> tuple[dict, ...]:
     return tuple(arms)
 
 
+def _hard(a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, **more) -> dict:
+    """A claim about hard tokens of the puzzles, unless `more` says otherwise."""
+    name = f"{a}_{mode_a}_over_{b}_{mode_b}"
+    claim = {"name": name, "a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b, "goal": goal}
+    return claim | {"part": "puzzles"} | more
+
+
 def _claims() -> tuple[dict, ...]:
     thought, direct, gated = "thought_argmax", "no_think", "gated"
-
-    def hard(a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, **more) -> dict:
-        name = f"{a}_{mode_a}_over_{b}_{mode_b}"
-        claim = {"name": name, "a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b, "goal": goal}
-        return claim | {"part": "puzzles"} | more
-
     return (
-        hard("rpt", thought, "ntp", direct, goal=True),
-        hard("rpt", thought, "base", thought, goal=True),
-        hard("rpt_ntp", gated, "ntp", direct, goal=True, bin="gate"),
-        hard("rpt", thought, "mixed_sft", thought, goal=True),
-        hard("rpt", thought, "rpt_filler", thought, goal=True),
-        hard("rpt", thought, "rpt", direct),
-        hard("rpt", thought, "ntp", thought),
-        hard("rpt", thought, "ntp_wall", direct),
-        hard("rpt_ntp", thought, "rpt", thought),
-        hard("rpt_ntp", thought, "ntp", direct),
-        hard("rpt_ntp", thought, "mixed_sft", thought),
-        hard("rpt", thought, "rpt_random", thought),
-        hard("rpt_filler", thought, "filler", thought),
-        hard("rpt_unworked", thought, "unworked", thought),
-        hard("rpt_unworked", thought, "unworked", direct),
-        hard("rpt_ntp", gated, "rpt_ntp", direct, bin="gate"),
-        hard("rpt_ntp", gated, "ntp", gated, bin="gate"),
-        hard("rpt_ntp", gated, "base", gated, bin="gate"),
-        hard("rpt_ntp", gated, "mixed_sft", gated, bin="gate"),
+        _hard("rpt", thought, "ntp", direct, goal=True),
+        _hard("rpt", thought, "base", thought, goal=True),
+        _hard("rpt_ntp", gated, "ntp", direct, goal=True, bin="gate"),
+        _hard("rpt", thought, "mixed_sft", thought, goal=True),
+        _hard("rpt", thought, "rpt_filler", thought, goal=True),
+        _hard("rpt", thought, "rpt", direct),
+        _hard("rpt", thought, "ntp", thought),
+        _hard("rpt", thought, "ntp_wall", direct),
+        _hard("rpt_ntp", thought, "rpt", thought),
+        _hard("rpt_ntp", thought, "ntp", direct),
+        _hard("rpt_ntp", thought, "mixed_sft", thought),
+        _hard("rpt", thought, "rpt_random", thought),
+        _hard("rpt_filler", thought, "filler", thought),
+        _hard("rpt_unworked", thought, "unworked", thought),
+        _hard("rpt_unworked", thought, "unworked", direct),
+        _hard("rpt_ntp", gated, "rpt_ntp", direct, bin="gate"),
+        _hard("rpt_ntp", gated, "ntp", gated, bin="gate"),
+        _hard("rpt_ntp", gated, "base", gated, bin="gate"),
+        _hard("rpt_ntp", gated, "mixed_sft", gated, bin="gate"),
     )
+
+
+def _trials(config: ConfigDict) -> None:
+    plan = config.experiment
+    plan.split, plan.seeds = "validation", (0,)
+    names = ("base", "reference", "rpt", "ntp", "mixed_sft")
+    arms, claims = [arm for arm in plan.arms if arm["name"] in names], []
+    for arm in arms[2:]:
+        section = config[arm["command"]] if arm["command"] == "train" else _continued(config, ())
+        field = f"{arm['command']}.optimizer.learning_rate"
+        mode = "no_think" if arm["name"] == "ntp" else "thought_argmax"
+        for word, factor in (("half", 0.5), ("twice", 2.0)):
+            name, title = f"{arm['name']}_{word}", f"{arm['title']}, {word} the rate"
+            rate = ((field, factor * section.optimizer.learning_rate),)
+            changes = (*arm["changes"], *rate, *_LEAN.items())
+            arms.append(arm | {"name": name, "title": title, "changes": changes})
+            claims.append(_hard(name, mode, arm["name"], mode))
+    plan.arms, plan.claims = tuple(arms), tuple(claims)
 
 
 def _quick(config: ConfigDict) -> None:

@@ -6,7 +6,7 @@ dataclasses below; a field that does not exist, or a value that a class refuses,
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -292,11 +292,15 @@ class Config:
     profile: profiling.ProfileConfig = profiling.ProfileConfig()
 
 
-# Dotted prefixes that may differ when a run directory is continued; '*' is any part of a mixture.
+# Dotted prefixes; '*' is any part of a mixture. First what trains the same, but for rounding:
+SURROUNDINGS = (
+    *("data.shards", "mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment."),
+)
+# What may differ when a run directory is continued:
 RESUMABLE = (
     *("train.steps", "train.mixture.*.weight"),
     *("pretrain.steps", "pretrain.mixture.*.weight", "pretrain.opening_mixture.*.weight"),
-    *("data.shards", "mesh.", "logging.", "watch.", "profile.", "evaluate.", "experiment."),
+    *SURROUNDINGS,
 )
 
 
@@ -349,10 +353,11 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [prefix.rstrip(".")]
 
 
-def is_resumable(path: str) -> bool:
+def is_among(path: str, prefixes: Sequence[str]) -> bool:
+    """Whether a dotted path is one of SURROUNDINGS or RESUMABLE."""
     return any(
         path == p.rstrip(".") or path.startswith(p) or fnmatch.fnmatchcase(path, p)
-        for p in RESUMABLE
+        for p in prefixes
     )
 
 

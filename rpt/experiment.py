@@ -8,7 +8,8 @@ that do not need each other run side by side:
 
     ARM            a run of rpt.pretrain or rpt.train
     positions      what is evaluated, chosen by the reference, the same for all arms
-    evaluate_ARM   validation (which chooses the threshold of gated thinking), then test
+    evaluate_ARM   validation (which chooses the threshold of gated thinking), then test, unless
+                   config.experiment.split=validation
 
 W/ARM is a run directory, W/evaluation/ARM an evaluation, W/pieces/ARM.json.gz all of it that the
 report needs, W/logs/PART.log what a part printed. W/results.json, report.md and curves.png come
@@ -95,8 +96,8 @@ def _make_positions(config: config_lib.Config, root: pathlib.Path) -> None:
     arm = config.experiment.arm(config.experiment.reference)
     settings = experiment_plan.evaluation_config(config, root, arm)
     loaded = loading.load_run(root / arm.name)
-    for split in experiment_plan.SPLITS:
-        mixture = settings.evaluate.validation if split == "validation" else settings.evaluate.test
+    for split in config.experiment.splits:
+        mixture = experiment_plan.mixture(settings.evaluate, split)
         path = _positions(root, split)
         evaluation_reference.open_positions(settings, loaded, mixture, path, print)
 
@@ -108,13 +109,14 @@ def _positions(root: pathlib.Path, split: str) -> pathlib.Path:
 def _evaluate(config: config_lib.Config, root: pathlib.Path, name: str) -> None:
     """Validation and test, and the piece for the report.
 
-    Validation is there to choose the threshold of gated thinking: an arm without skips it.
+    Validation chooses the threshold of gated thinking: an arm without skips it, unless validation
+    is what is reported.
     """
     settings = experiment_plan.evaluation_config(config, root, config.experiment.arm(name))
     loaded = loading.load_run(root / name)
     digest, out = checkpoint.params_sha256(loaded.params), root / "evaluation" / name
-    gated = settings.evaluate.gate_documents > 0
-    for split in experiment_plan.SPLITS if gated else experiment_plan.SPLITS[-1:]:
+    plan = config.experiment
+    for split in plan.splits if settings.evaluate.gate_documents else (plan.split,):
         if _evaluated(out / split / evaluate.RESULTS) == digest:
             continue
         request = evaluate.Request(
@@ -133,14 +135,18 @@ def is_done(workdir: pathlib.Path, part: experiment_plan.Part) -> bool:
     """Whether a part has nothing left to do. An arm that was trained anew is evaluated anew."""
     root = part.root(workdir)
     if part.kind == "positions":
-        return all(_positions(root, split).is_file() for split in experiment_plan.SPLITS)
+        return all(_positions(root, split).is_file() for split in part.splits)
     trained = (root / part.arm / "summary.json").is_file()
     if part.kind == "evaluate":
         path = experiment_pieces.path(root, part.arm)
-        if not path.is_file() or not trained:
-            return path.is_file()
-        digest = experiment_plan.summary(root, part.arm)["params_sha256"]
-        return experiment_pieces.read(path).params_sha256 == digest
+        if not path.is_file():
+            return False
+        piece = experiment_pieces.read(path)
+        if piece.plan.split != part.splits[-1]:
+            return False
+        if not trained:
+            return True
+        return piece.params_sha256 == experiment_plan.summary(root, part.arm)["params_sha256"]
     return trained and experiment_plan.summary(root, part.arm)["finished"]
 
 
@@ -161,6 +167,7 @@ def experiment(config: config_lib.Config, workdir: pathlib.Path, stop: cli.StopS
     """
     experiment_plan.check(config)
     _claim(workdir, config)
+    _check_trained(config, workdir)
     conductor = experiment_conductor.Conductor(
         workdir,
         experiment_plan.parts(config),
@@ -201,6 +208,27 @@ def _claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
     for seed in config.experiment.seeds:
         root = workdir / experiment_plan.folder(config, seed)
         runs.claim(root, experiment_plan.of_seed(config, seed), "experiment")
+
+
+def _check_trained(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """What was trained by another plan is no part of this one.
+
+    Raises:
+      ValueError: such an arm, and what differs.
+    """
+    parts = experiment_plan.parts(config)
+    for part in parts.values():
+        trained = part.kind in ("pretrain", "train") and is_done(workdir, part)
+        if not trained or not all(is_done(workdir, parts[needed]) for needed in part.needs):
+            continue
+        root, settings = part.root(workdir), experiment_plan.of_seed(config, part.seed)
+        planned = experiment_plan.training_config(settings, root, settings.experiment.arm(part.arm))
+        changes = runs.trained_otherwise(root / part.arm, planned)
+        if changes:
+            raise ValueError(
+                f"{root / part.arm} was trained with another config (config.{changes[0]} differs); "
+                "move it away and the arm is trained anew, or choose another --workdir"
+            )
 
 
 def main(argv: list[str]) -> None:

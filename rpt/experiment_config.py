@@ -113,6 +113,7 @@ class ExperimentConfig:
       hypothesis: in words.
       claim_part: the part of the evaluation's mixture that the main tables are about.
       least_positions: fewer hard positions than this, in any seed, support no claim.
+      split: what is reported. With 'validation' nothing reads test: trials, to choose settings by.
       seeds: each is an experiment of its own below seedN/, and the report pools them; none is the
         config's seed alone.
       reference: the arm that is the frozen model behind bin_entropy, best with a seed_offset.
@@ -124,6 +125,7 @@ class ExperimentConfig:
     hypothesis: str = ""
     claim_part: str = ""
     least_positions: int = 1000
+    split: Literal["validation", "test"] = "test"
     seeds: tuple[int, ...] = ()
     reference: str = ""
     arms: tuple[ArmConfig, ...] = ()
@@ -159,6 +161,11 @@ class ExperimentConfig:
 
     def arm(self, name: str) -> ArmConfig:
         return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that are read. Validation chooses thresholds, so it comes first."""
+        return ("validation",) if self.split == "validation" else ("validation", "test")
 
     def title(self, name: str) -> str:
         return self.arm(name).title

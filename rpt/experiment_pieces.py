@@ -6,7 +6,7 @@ ARM.json.gz is JSON, the same bytes for the same content:
     plan         the experiment's, without what the arms change in the config
     stages       for the arm and each that it continues, the first first: arm, command, ledger,
                  wall_seconds, data, parameters, gate (threshold, accuracy, passed; or null)
-    evaluation   of the test split, as in rpt/evaluate.py: settings, test_reading, eval_flops,
+    evaluation   of the plan's split, as in rpt/evaluate.py: settings, test_reading, eval_flops,
                  seconds, parts, gated; params_sha256, positions_sha256, reference_sha256
     history      metrics of its training in at most 100 averages; the steps are their last
     positions    what was measured where it was thought: `part` as runs [name, length],
@@ -40,7 +40,7 @@ from rpt import (
     runs,
 )
 
-_SCHEMA, _SUFFIX, _SPLIT = 1, ".json.gz", "test"
+_SCHEMA, _SUFFIX = 1, ".json.gz"
 _HISTORY = (
     *("reward", "accuracy", "no_think_accuracy", "groups_mixed", "answer_rate"),
     *("over_budget_rate", "thought_tokens", "policy_entropy_nats", "ntp_nats"),
@@ -85,7 +85,7 @@ class Piece:
     @functools.cached_property
     def recorded(self) -> evaluation_records.Recorded:
         """For comparisons of accuracies; what a piece does not keep is not a number."""
-        about = {"positions_sha256": self.evaluation["positions_sha256"], "split": _SPLIT}
+        about = {"positions_sha256": self.evaluation["positions_sha256"], "split": self.plan.split}
         return evaluation_records.Recorded(about, unpack(self.content["positions"]))
 
 
@@ -164,7 +164,7 @@ def renewed(config: config_lib.Config, root: pathlib.Path) -> list[Piece]:
 
 def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
     """Makes the piece of an arm of one seed from its runs and its evaluation below `root`."""
-    folder = root / "evaluation" / arm / _SPLIT
+    folder = root / "evaluation" / arm / config.experiment.split
     table = json.loads((folder / evaluate.RESULTS).read_text())
     measured = evaluation_records.load(folder / evaluate.PREDICTIONS).measured
     kept = ("settings", "test_reading", "eval_flops", "seconds", "parts", "gated")

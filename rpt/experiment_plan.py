@@ -17,7 +17,6 @@ from rpt import evaluation, evaluation_positions, experiment_config, pretrain
 from rpt.model import config as model_config
 
 POSITIONS, EVALUATE = "positions", "evaluate_"
-SPLITS = ("validation", "test")
 Kind = Literal["pretrain", "train", "positions", "evaluate"]
 
 
@@ -32,6 +31,7 @@ class Part:
       kind: what it resembles in cost.
       arm: that it trains or evaluates; '' for the positions.
       needs: names of the parts before it.
+      splits: of the held-out text that the experiment reads.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Part:
     kind: Kind
     arm: str
     needs: tuple[str, ...]
+    splits: tuple[str, ...]
 
     @property
     def own_name(self) -> str:
@@ -79,7 +80,7 @@ def _parts_of_seed(config: config_lib.Config, seed: int) -> list[Part]:
 
     def part(name: str, kind: Kind, arm: str, *needs: str) -> Part:
         before = tuple(prefix + needed for needed in dict.fromkeys(needs) if needed)
-        return Part(prefix + name, seed, where, kind, arm, before)
+        return Part(prefix + name, seed, where, kind, arm, before, plan.splits)
 
     found: list[Part] = []
     trained: list[str] = []
@@ -155,6 +156,11 @@ def evaluation_config(
     )
 
 
+def mixture(settings: config_lib.EvaluateConfig, split: str) -> config_lib.Mixture:
+    """What is evaluated of a split."""
+    return settings.validation if split == "validation" else settings.test
+
+
 def summary(root: pathlib.Path, arm: str) -> dict[str, Any]:
     """summary.json of an arm's run."""
     return json.loads((root / arm / "summary.json").read_text())
@@ -176,7 +182,7 @@ def check(config: config_lib.Config) -> None:
     if not settings.gate_documents:
         raise ValueError("an experiment needs config.evaluate.gate_documents")
     found = {arm.name: arm_config(config, arm) for arm in plan.arms}
-    named = [part.name for part in settings.test]
+    named = [part.name for part in mixture(settings, plan.split)]
     _one_of(plan.claim_part, named, "config.experiment.claim_part")
     bins = bin_names(settings.bins_nats)
     for claim in plan.claims:

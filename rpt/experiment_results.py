@@ -38,6 +38,7 @@ def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
         "seeds": list(by_seed),
         "commits": sorted({piece.content["commit"] for piece in pieces}),
         "missing": [f"seed{s}/{name}" for s in by_seed for name in names if name not in by_seed[s]],
+        "split": plan.split,
         "claim_part": plan.claim_part,
         "bin": hard,
         "bins_nats": pieces[0].evaluation["settings"]["bins_nats"],

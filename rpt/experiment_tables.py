@@ -121,7 +121,9 @@ def overview(found: Results) -> Table:
         _Column("wall s", _at("compute", "wall_seconds"), 0),
     ]
     seeds = ", ".join(map(str, found["seeds"]))
-    return _table(found, f"test, {part}, mean over seeds {seeds}", columns, each_seed=False)
+    return _table(
+        found, f"{found['split']}, {part}, mean over seeds {seeds}", columns, each_seed=False
+    )
 
 
 def accuracy(found: Results) -> Table:
@@ -132,7 +134,7 @@ def accuracy(found: Results) -> Table:
         columns += _pair(name, "parts", part, "bins", bin)
         if bin == found["bin"]:
             columns.append(_Column(f"{name}, sampled", _at("parts", part, "bins", bin, _SAMPLED)))
-    return _table(found, f"Next-token accuracy: test, {part}", columns)
+    return _table(found, f"Next-token accuracy: {found['split']}, {part}", columns)
 
 
 def nested_bins(found: Results) -> list[tuple[str, str]]:
@@ -155,7 +157,7 @@ def rlvr(found: Results) -> Table | None:
     if not rows or part not in _parts(found):
         return None
     columns = ["arm", *(f"{when}, {how}" for when in ("before", "after") for how in _HOW)]
-    return Table(f"RLVR: asked tokens of test, {part}", columns, rows)
+    return Table(f"RLVR: asked tokens of {found['split']}, {part}", columns, rows)
 
 
 _HOW = ("no thought", "thought")
@@ -180,7 +182,9 @@ def everywhere(found: Results) -> Table:
             "hard, thought", _at("compute", "inference_flops_per_token", "thought", scale=1e-6), 1
         ),
     ]
-    return _table(found, f"Gated thinking on all tokens: test, {found['claim_part']}", columns)
+    return _table(
+        found, f"Gated thinking on all tokens: {found['split']}, {found['claim_part']}", columns
+    )
 
 
 def compute(found: Results) -> Table:
@@ -217,7 +221,9 @@ def ablations(found: Results) -> Table:
     if columns:
         direct = _Column("no thought", _at(*where, _DIRECT))
         columns = [direct, _Column("true thought", _at(*where, _THOUGHT)), *columns]
-    return _table(found, f"Altered thoughts, hard tokens: test, {found['claim_part']}", columns)
+    return _table(
+        found, f"Altered thoughts, hard tokens: {found['split']}, {found['claim_part']}", columns
+    )
 
 
 def other_part(found: Results, part: str) -> Table:
@@ -230,7 +236,7 @@ def other_part(found: Results, part: str) -> Table:
         _Column("gated positions, no thought", _at(*where, "gated", _DIRECT)),
     ]
     title = "all parts" if part == evaluation.ALL else part
-    return _table(found, f"Other text: test, {title}", columns)
+    return _table(found, f"Other text: {found['split']}, {title}", columns)
 
 
 def kinds(found: Results, part: str) -> Table:
@@ -239,7 +245,7 @@ def kinds(found: Results, part: str) -> Table:
     if names == [experiment_results.UNLABELLED]:
         names = []
     columns = [c for name in names for c in _pair(name, "parts", part, "hard_by_kind", name)]
-    title = f"Hard tokens by kind: test, {part}"
+    title = f"Hard tokens by kind: {found['split']}, {part}"
     return _with_counts(_table(found, title, columns), found, part, "hard_by_kind", names)
 
 
@@ -251,7 +257,7 @@ def depths(found: Results, part: str, family: str) -> Table:
         for label in labels
         for column in _pair(label.rpartition("/")[2], "parts", part, "labels", label)
     ]
-    title = f"By depth of {family}: test, {part}"
+    title = f"By depth of {family}: {found['split']}, {part}"
     return _with_counts(_table(found, title, columns), found, part, "labels", labels)
 
 

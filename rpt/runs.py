@@ -55,7 +55,7 @@ def open_run(
       ValueError, PermissionError: as `claim`; or the template has changed since the first start.
     """
     changes = claim(workdir, config, command, init)
-    write_json(workdir / "model.json", _json(dataclasses.asdict(model)))
+    write_json(workdir / "model.json", json.loads(json.dumps(dataclasses.asdict(model))))
     _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
@@ -97,12 +97,12 @@ def claim(
       ValueError: it holds another config's or command's run, or something that is no run.
       PermissionError: it cannot be written.
     """
-    new, own = _json(dataclasses.asdict(config)), {"command": command, "init": init}
+    new, own = as_json(config), {"command": command, "init": init}
     path, command_path = workdir / "config.json", workdir / "command.json"
     changes: list[str] = []
     if path.is_file():
         changes = config_lib.differences(_read_json(path), new)
-        frozen = [name for name in changes if not config_lib.is_resumable(name)]
+        frozen = [name for name in changes if not config_lib.is_among(name, config_lib.RESUMABLE)]
         if frozen:
             raise ValueError(
                 f"{workdir} holds a run with another config (config.{frozen[0]} differs); "
@@ -140,9 +140,22 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def _json(value: Any) -> Any:
+def as_json(config: config_lib.Config) -> dict[str, Any]:
     """As it comes back from a file: tuples become lists."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def trained_otherwise(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
+    """Fields by which a run would have trained something else than its directory holds.
+
+    The directory that it started from is not compared: directories may be moved.
+
+    Raises:
+      ValueError: config.json is damaged.
+    """
+    changes = config_lib.differences(_read_json(workdir / "config.json"), as_json(config))
+    ignored = (*config_lib.SURROUNDINGS, "train.init")
+    return [name for name in changes if not config_lib.is_among(name, ignored)]
 
 
 def _append_start(path, overrides, changes, tokenizer) -> None:

@@ -11,6 +11,7 @@ from rpt import (
     config,
     evaluation_records,
     experiment,
+    experiment_config,
     experiment_curves,
     experiment_pieces,
     experiment_plan,
@@ -131,6 +132,26 @@ def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finis
     assert len(readings) == len(EVALUATED)
 
 
+def test_trials_read_validation_alone(finished, tmp_path):
+    workdir, settings = finished
+    trial = tmp_path / "seed3"
+    shutil.copytree(workdir / "seed3", trial, ignore=shutil.ignore_patterns("evaluation", "pieces"))
+    plan = dataclasses.replace(settings.experiment, split="validation")
+    trials = dataclasses.replace(settings, experiment=plan)
+    for name in ("positions", "evaluate_rpt_rlvr"):
+        experiment.run_part(trials, tmp_path, f"seed3/{name}")
+    assert not list(tmp_path.rglob("*test*"))
+    found = experiment_report.make(
+        experiment_pieces.read_folder(trial / "pieces"), tmp_path / "out"
+    )
+    assert found["split"] == "validation"
+    assert "validation, stories" in (tmp_path / "out" / "report.md").read_text()
+    # What was found of validation is no result of test.
+    for now, done in ((trials, True), (settings, False)):
+        part = experiment_plan.parts(now)["seed3/evaluate_rpt_rlvr"]
+        assert experiment.is_done(tmp_path, part) == done
+
+
 def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, tmp_path):
     workdir, settings = finished
     root = workdir / "seed3"
@@ -202,6 +223,19 @@ def test_an_arm_that_was_trained_anew_is_evaluated_anew(finished):
     assert not experiment.is_done(workdir, part)
     path.write_text(kept)
     assert experiment.is_done(workdir, part)
+
+
+def test_an_arm_of_another_plan_is_not_taken_for_this_ones(finished):
+    workdir, settings = finished
+    plan = settings.experiment
+    steps = experiment_config.Change("train.optimizer.learning_rate", 0.25)
+    arms = tuple(
+        dataclasses.replace(arm, changes=(*arm.changes, steps)) if arm.name == "rpt" else arm
+        for arm in plan.arms
+    )
+    changed = dataclasses.replace(settings, experiment=dataclasses.replace(plan, arms=arms))
+    with pytest.raises(ValueError, match=r"rpt was trained with .*learning_rate differs"):
+        experiment.experiment(changed, workdir, None)
 
 
 def test_a_part_run_apart_says_what_it_needs(tmp_path):
