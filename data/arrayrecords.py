@@ -37,7 +37,9 @@ class Reader:
         with self._lock:
             reader = self._reader(file)
             try:
-                return reader.read([index])[0]
+                # A range: with a list of indices the library copies its index of all chunks first,
+                # 860 microseconds a record in a file of 200,000 chunks instead of 11.
+                return reader.read(index, index + 1)[0]
             except (RuntimeError, IndexError) as error:
                 # A reader that met damage says no to everything after it.
                 del self._open[file]
