@@ -40,6 +40,7 @@ from collections.abc import Callable, Mapping
 
 from data import (
     digests,
+    documents,
     generated,
     miniature,
     records,
@@ -138,6 +139,16 @@ def open_guarded(spec: str, **extra: str) -> tuple[records.Source, records.Guard
             + (f" ({records.described(source.counts)})" if source.counts else "")
         )
     return idle(transform(source, guard)), guard
+
+
+def open_mix(spec: str, weight: float, name: str) -> documents.Mix:
+    """A source as a part of a mixture; what its spec says about faults holds while it is read, too.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_source`.
+    """
+    source, guard = open_guarded(spec)
+    return documents.Mix(source, weight, name, guard.on_fault, guard.max_faults)
 
 
 def without_policy(spec: str) -> str:

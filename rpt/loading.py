@@ -40,17 +40,7 @@ def open_mixture(mixture: config.Mixture) -> list[pipeline.Mix]:
     """
     if not mixture:
         raise ValueError("the config names no text: set a mixture of (name, spec, weight)")
-    return [open_mix(part.spec, part.weight, part.name) for part in mixture]
-
-
-def open_mix(spec: str, weight: float, name: str) -> pipeline.Mix:
-    """A source as a part of a mixture, with what its spec says about faults.
-
-    Raises:
-      ValueError, FileNotFoundError: as `sources.open_source`.
-    """
-    source, guard = sources.open_guarded(spec)
-    return pipeline.Mix(source, weight, name, guard.on_fault, guard.max_faults)
+    return [sources.open_mix(part.spec, part.weight, part.name) for part in mixture]
 
 
 def own_shards(settings: config.DataConfig, batch_size: int, hosts_count: int) -> range:

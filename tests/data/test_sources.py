@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data import records, sources
+from data import documents, pipeline, records, sources, tokenizers
+from tests.data import corpora
 
 
 def texts_of(source):
@@ -147,3 +148,39 @@ def test_missing_and_empty(tmp_path):
 def test_bad_specs(spec, message):
     with pytest.raises(ValueError, match=message):
         sources.open_source(spec)
+
+
+@pytest.mark.parametrize("make_stream", [pipeline.packed_batches, pipeline.trunk_batches])
+@pytest.mark.parametrize("indexed_documents", [0, documents.INDEXED_DOCUMENTS])
+def test_a_stream_obeys_the_policy_of_its_spec(
+    tmp_path, monkeypatch, make_stream, indexed_documents
+):
+    """Bad records of a file that is not read through when opened, so met by the stream."""
+    monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", indexed_documents)
+    path = tmp_path / "a.array_record"
+    raws = [text.encode() for text in corpora.TEXTS]
+    corpora.write_array_record(path, [b"\xff", *raws, b"\xfe"])
+    trunks_only = {"header_ids": np.zeros(0, np.int32), "min_context": 1}
+
+    def counts_after_a_pass(options):
+        mixture = [sources.open_mix(f"array_record:{path}{options}", 1.0, "corpus")]
+        stream = make_stream(
+            mixture,
+            tokenizers.load("bytes"),
+            batch_size=2,
+            seq_len=128,
+            seed=0,
+            epochs=1,
+            **(trunks_only if make_stream is pipeline.trunk_batches else {}),
+        )
+        for _ in stream:
+            pass
+        return stream.counts()
+
+    for options in ("", "?on_fault=fail"):
+        with pytest.raises(records.Fault, match=r"a\.array_record: record \d+ is not UTF-8"):
+            counts_after_a_pass(options)
+    counts = counts_after_a_pass("?on_fault=skip&max_faults=2")
+    assert (counts["windows"], counts["skipped_faults"]) == (60, 2)
+    with pytest.raises(ValueError, match="'corpus' has more than max_faults=1 records"):
+        counts_after_a_pass("?on_fault=skip&max_faults=1")
