@@ -22,19 +22,22 @@ def _check_no_path(path: str, what: str) -> None:
 
 def open_pydoc(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
     """Sections of `pydoc_data.topics`, without repetition."""
-    del options, guard
+    del options
     _check_no_path(path, "pydoc")
     topics: Mapping[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return records.from_texts(splits.distinct_sections(list(topics.values())))
+    sections = splits.distinct_sections(topics.values())
+    for reason, number in sections.counts.items():
+        guard.count(reason, number)
+    return records.from_texts(sections.texts)
 
 
 def open_docstrings(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
     """One document per module of the standard library: its docstrings in order.
 
     The modules are parsed and not imported. The path is a package, as in docstrings:json, or empty
-    for all.
+    for all. A module without a docstring counts as 'empty'.
     """
-    del options, guard
+    del options
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     tops = (
         [root / path] if path else [top for top in root.iterdir() if top.name not in _NOT_LIBRARY]
@@ -49,11 +52,14 @@ def open_docstrings(path: str, options: dict[str, str], guard: records.Guard) ->
         try:
             tree = ast.parse(file.read_bytes())
         except SyntaxError:  # Some versions ship templates that are no modules.
+            guard.count("not_python")
             continue
         name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         sections = [f"{where}\n\n{text}" for where, text in _docstrings(tree, name)]
         if sections:
             texts.append("\n\n".join(sections) + "\n")
+        else:
+            guard.count("empty")
     return records.from_texts(texts)
 
 
@@ -72,7 +78,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 def open_bible(path: str, options: dict[str, str], guard: records.Guard) -> records.Source:
     """One document a chapter, as Debian's program `bible` prints it."""
-    del options, guard
+    del options
     _check_no_path(path, "bible")
     program = shutil.which("bible")
     if program is None:
@@ -84,19 +90,28 @@ def open_bible(path: str, options: dict[str, str], guard: records.Guard) -> reco
         text=True,
         check=False,
     )
-    texts = chapters(done.stdout)
+    texts, others = chapters(done.stdout)
     if done.returncode or not texts:
         raise ValueError(f"{program} printed no verses: {' '.join(done.stderr.split())[:200]}")
+    guard.count("noted/lines_without_verse", others)
     return records.from_texts(texts)
 
 
-def chapters(verses: str) -> list[str]:
-    """Chapters of lines like 'Ge1:1 In the beginning ...': a heading, then a verse a line."""
+def chapters(verses: str) -> tuple[list[str], int]:
+    """Chapters of lines like 'Ge1:1 In the beginning ...': a heading, then a verse a line.
+
+    Returns:
+        The chapters, and how many other lines there are that are not empty.
+    """
     out: dict[tuple[str, str], list[str]] = {}
+    others = 0
     for line in verses.splitlines():
         if match := _VERSE.match(line):
             book, chapter, verse, text = match.groups()
             out.setdefault((book, chapter), []).append(f"{verse} {text}")
-    return [
+        else:
+            others += bool(line.strip())
+    texts = [
         f"{book} {chapter}\n\n" + "\n".join(lines) + "\n" for (book, chapter), lines in out.items()
     ]
+    return texts, others

@@ -255,7 +255,14 @@ def _ranked_runs(corpus: _Corpus) -> _Runs:
     return _Runs(ranks[starts], starts, document_of)
 
 
-def distinct_sections(texts: Iterable[str]) -> list[str]:
+class Sections(NamedTuple):
+    """Documents, and what was left out of the text they were made of (`records.Source`)."""
+
+    texts: list[str]
+    counts: Mapping[str, int]
+
+
+def distinct_sections(texts: Iterable[str]) -> Sections:
     """Sections of documentation without repetition, as documents.
 
     Longest texts first; a paragraph equal to an earlier one (white space aside) is left out, the
@@ -264,15 +271,22 @@ def distinct_sections(texts: Iterable[str]) -> list[str]:
     """
     seen: set[str] = set()
     sections = []
+    counts: collections.Counter[str] = collections.Counter()
     for text in sorted(texts, key=lambda text: (-len(text), text)):
         for section in _HEADING.split(text)[::2]:
-            paragraphs = []
+            paragraphs, repeated = [], 0
             for paragraph in re.split(r"\n\s*\n", section.rstrip()):
                 key = " ".join(paragraph.split())
+                repeated += key in seen
                 if key and key not in seen:
                     seen.add(key)
                     paragraphs.append(paragraph)
+            counts["noted/repeated_paragraphs"] += repeated
             kept = "\n\n".join(paragraphs).strip("\n")
             if len(kept.split()) >= _LEAST_SECTION_WORDS:
                 sections.append(kept)
-    return sections
+            elif paragraphs:
+                counts["sections/too_short"] += 1
+            elif repeated:
+                counts["sections/repeated"] += 1
+    return Sections(sections, +counts)

@@ -152,7 +152,14 @@ def test_mistakes_are_named():
 def test_sections_are_cut_at_headings_without_repetition():
     body = "\n\n".join(f"paragraph {i} " + f"word{i} " * 20 for i in range(4))
     text = f"Title\n*****\n\n{body}\n\nSecond part\n===========\n\n{'other ' * 25}\n"
-    found = splits.distinct_sections([body, text, text])
+    short = "Short\n-----\n\nhas two paragraphs\n\nof few words"
+    found, counts = splits.distinct_sections([body, text, text, short])
     assert [section.split("\n")[0] for section in found] == ["Title", "Second part"]
     assert "paragraph 3" in found[0]
     assert "other" not in found[0]
+    # The text again: two sections of 5 and 2 paragraphs, headings included; and the 4 of the body.
+    assert counts == {
+        "sections/repeated": 3,
+        "sections/too_short": 1,
+        "noted/repeated_paragraphs": 5 + 2 + 4,
+    }
