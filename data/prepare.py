@@ -18,12 +18,16 @@ import importlib
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data import commands, digests, recipes, records, shards, sources, tokenizers
 
+# Told how many records there are, once the source is open; gives what is told each one.
+Begun = Callable[[int], shards.Progress]
+
 _SECONDS_BETWEEN_LINES = 5.0
+_RECORDS_BETWEEN_UPDATES = 256
 
 
 def prepare(
@@ -33,13 +37,14 @@ def prepare(
     shard_count: int | None = None,
     license: str | None = None,
     tokenizer: str | None = None,
-    progress: shards.Progress | None = None,
+    progress: Begun | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Prepares a source; the manifest, and whether anything was written.
 
     Args:
         shard_count: shards of equal numbers of documents; None begins one every 256 MiB of text.
         tokenizer: counts tokens; what `data.tokenizers.load` takes.
+        progress: hears how far the writing is.
 
     Raises:
         FileNotFoundError, ValueError: as `sources.open_source` and `shards.write`.
@@ -69,7 +74,8 @@ def prepare(
         source.counts,
         tuple(guard.faults),
     )
-    manifest, written = shards.write(pathlib.Path(out).expanduser(), plan, guard, progress)
+    told = None if progress is None else progress(len(source))
+    manifest, written = shards.write(pathlib.Path(out).expanduser(), plan, guard, told)
     if not manifest["documents"]:
         raise ValueError(f"{out} holds no document: all were left out {manifest['skipped']}")
     return manifest, written
@@ -87,28 +93,40 @@ def _items(source: records.Source) -> shards.Items:
 
 
 @contextlib.contextmanager
-def _shown_progress() -> Iterator[shards.Progress]:
-    """A line of rich's, if it is installed and someone looks; else plain lines now and then."""
+def _shown_progress() -> Iterator[Begun]:
+    """A bar of rich's, if it is installed and someone looks; else plain lines now and then."""
     try:
         console = importlib.import_module("rich.console").Console(stderr=True)
         library = importlib.import_module("rich.progress")
     except ImportError:
         console = library = None
     if library is None or console is None or not console.is_terminal:
-        yield _plain_progress()
+        yield _plain_progress
         return
-    columns = [library.SpinnerColumn(), library.TextColumn("{task.description}")]
-    with library.Progress(*columns, library.TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("")
+    columns = [
+        library.TextColumn("{task.description}"),
+        library.BarColumn(),
+        library.TaskProgressColumn(),
+        library.TimeRemainingColumn(),
+    ]
+    # A folder that is only verified leaves no bar that stands at 0.
+    with library.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("opening the source", total=None)
 
-        def show(documents: int, text_bytes: int, position: int) -> None:
-            if position % 256 == 0:
-                bar.update(task, description=_progress_line(documents, text_bytes))
+        def begin(total: int) -> shards.Progress:
+            bar.update(task, description="", total=total)
 
-        yield show
+            def show(documents: int, text_bytes: int, position: int) -> None:
+                if position % _RECORDS_BETWEEN_UPDATES == 0 or position == total:
+                    line = _progress_line(documents, text_bytes)
+                    bar.update(task, description=line, completed=position)
+
+            return show
+
+        yield begin
 
 
-def _plain_progress() -> shards.Progress:
+def _plain_progress(total: int) -> shards.Progress:
     last = time.monotonic()
 
     def show(documents: int, text_bytes: int, position: int) -> None:
@@ -116,7 +134,8 @@ def _plain_progress() -> shards.Progress:
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            print(_progress_line(documents, text_bytes), file=sys.stderr, flush=True)
+            line = f"{position / total:.0%}: {_progress_line(documents, text_bytes)}"
+            print(line, file=sys.stderr, flush=True)
 
     return show
 

@@ -241,6 +241,34 @@ def test_command(spec, tmp_path, capsys):
     assert "unknown recipe 'nothing'; known: pydoc" in capsys.readouterr().err
 
 
+def test_the_bar_knows_the_total_and_the_position(spec, tmp_path, monkeypatch, capsys):
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(prepare, "_RECORDS_BETWEEN_UPDATES", 10)
+    with prepare._shown_progress() as begin:
+        show = begin(40)
+        for position in range(1, 12):
+            show(position - 1, 2**20, position)
+    half = capsys.readouterr().err
+    # The 10th was the last to be shown; the elements of a line are coloured.
+    assert "9 documents, 1.0 MiB of text" in half
+    assert " 25%" in half
+    assert prepare.main([f"--source={spec}", f"--out={tmp_path}/out"]) == 0
+    whole = capsys.readouterr().err
+    assert "61 documents" in whole
+    assert "100%" in whole
+
+
+def test_plain_lines_tell_the_share(spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(prepare, "_SECONDS_BETWEEN_LINES", 0.0)
+    assert prepare.main([f"--source={spec}", f"--out={tmp_path}/out"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 61
+    assert lines[30].startswith("51%: 31 documents, ")
+    assert lines[-1].startswith("100%: 61 documents, ")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "cannot be used"), ('{"version": 9}', "it has version 9"), ("[]", "cannot be used")],
