@@ -16,16 +16,16 @@ BYTES = tokenizers.ByteTokenizer()
 STOPS = 50
 
 
-def check(monkeypatch, source, seq_len=48):
-    """Both properties.
+def check(monkeypatch, open_source, seq_len=48):
+    """Both properties, of a source that is opened anew whenever a run would open it.
 
     Args:
-        source: distinct documents, of several rows of seq_len in all.
+        open_source: opens distinct documents, of several rows of seq_len in all.
     """
     monkeypatch.setattr(documents, "INDEXED_DOCUMENTS", 0)
-    goes_on_exactly(lambda: packed([source], seq_len, epochs=1))
-    goes_on_exactly(lambda: trunks([source], seq_len, epochs=1))
-    shards_are_the_corpus(source, seq_len)
+    goes_on_exactly(lambda: packed([open_source()], seq_len, epochs=1))
+    goes_on_exactly(lambda: trunks([open_source()], seq_len, epochs=1))
+    shards_are_the_corpus(open_source, seq_len)
 
 
 def packed(sources, seq_len, **changes):
@@ -58,7 +58,7 @@ def goes_on_exactly(make, most=80):
     """Stopped before any of 50 batches, or of all there are, a stream gives what it would have.
 
     Args:
-        make: a stream of at least 30 batches, from its beginning.
+        make: opens a stream of at least 30 batches, at its beginning.
     """
     whole, states, batches = make(), [], []
     for _ in range(most):
@@ -67,13 +67,15 @@ def goes_on_exactly(make, most=80):
             break
         batches.append(flat(batch))
     assert len(batches) >= 30
-    restored = make()
     stops = random.Random(1).sample(range(len(states)), min(STOPS, len(states)))
     for turn, stop in enumerate(stops):
+        # Opened anew now and then, and read to its end; for the rest equal states stand, and a
+        # stream that has been elsewhere.
+        if fresh := turn % 10 == 0:
+            restored = make()
         restored.set_state(json.loads(states[stop]))
         assert json.dumps(restored.get_state(), sort_keys=True) == states[stop]
-        # To the end now and then; equal states stand for the rest else.
-        ahead = most if turn % 10 == 0 else 2
+        ahead = most if fresh else 2
         found = [flat(batch) for batch in itertools.islice(restored, min(ahead, most - stop))]
         assert found == batches[stop : stop + ahead]
         if stop + len(found) < len(states):
@@ -97,15 +99,17 @@ def pieces_of(stream, batches=None):
     ]
 
 
-def shards_are_the_corpus(source, seq_len):
+def shards_are_the_corpus(open_source, seq_len):
     """Of 1, 2, 4 and 8 shards; and of 4, stopped each at its own moment, dealt to 2 and to 8."""
+    source = open_source()
     wanted = collections.Counter(
         piece for index in range(len(source)) for piece in pieces_by_hand(source[index], seq_len)
     )
 
     def shards(count):
         options = {"epochs": 1, "shard_count": count}
-        return [packed([source], seq_len, shard_index=i, **options) for i in range(count)]
+        own = [open_source()]
+        return [packed(own, seq_len, shard_index=i, **options) for i in range(count)]
 
     for count in (1, 2, 4, 8):
         assert collections.Counter(p for s in shards(count) for p in pieces_of(s)) == wanted

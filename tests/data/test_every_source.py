@@ -3,10 +3,18 @@
 TFDS and seqio go through the same check in processes of their own (test_tensorflow.py).
 """
 
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
 import urllib.parse
 
 import pytest
 
+import data
 from data import prepare, sources
 from tests.data import corpora, restoring
 
@@ -51,28 +59,66 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FILES)
 def test_formats(corpus, monkeypatch, name):
-    source = sources.open_source(corpus[name])
-    assert corpora.texts_of(source) == corpora.TEXTS
-    restoring.check(monkeypatch, source)
+    open_source = functools.partial(sources.open_source, corpus[name])
+    assert corpora.texts_of(open_source()) == corpora.TEXTS
+    restoring.check(monkeypatch, open_source)
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chains")
+    (folder / "benchmark.txt").write_text("In a test: " + MESSY[6])
+    benchmark = urllib.parse.quote(f"text:{folder}/benchmark.txt")
+    corpora.write_jsonl(folder / "jsonl", MESSY)
+    corpora.write_hf(folder / "hf", MESSY)
+    return {
+        (of, name): f"{of}:{folder}/{of}?{chain.format(benchmark=benchmark)}"
+        for of in ("jsonl", "hf")
+        for name, chain in CHAINS.items()
+    }
 
 
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("of", ["jsonl", "hf"])
-def test_chains_of_transforms(monkeypatch, tmp_path, name, of):
-    (tmp_path / "benchmark.txt").write_text("In a test: " + MESSY[6])
-    benchmark = urllib.parse.quote(f"text:{tmp_path}/benchmark.txt")
-    write = corpora.write_jsonl if of == "jsonl" else corpora.write_hf
-    write(tmp_path / "corpus", MESSY)
-    chain = CHAINS[name].format(benchmark=benchmark)
-    source = sources.open_source(f"{of}:{tmp_path}/corpus?{chain}")
-    assert 50 < len(source) < len(MESSY)
-    restoring.check(monkeypatch, source, 36)
+def test_chains_of_transforms(monkeypatch, chains, name, of):
+    open_source = functools.partial(sources.open_source, chains[of, name])
+    assert 50 < len(open_source()) < len(MESSY)
+    restoring.check(monkeypatch, open_source, 36)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_sources(monkeypatch, name):
     spec, seq_len = OTHERS[name]
-    restoring.check(monkeypatch, sources.open_source(spec), seq_len)
+    restoring.check(monkeypatch, functools.partial(sources.open_source, spec), seq_len)
+
+
+def contents(specs):
+    """The digest of every source, and one of its documents themselves."""
+    found = []
+    for source in map(sources.open_source, specs):
+        documents = repr([source[index] for index in range(len(source))])
+        found.append([source.digest(), hashlib.sha256(documents.encode()).hexdigest()])
+    return found
+
+
+def test_another_process_opens_the_same(chains):
+    """Whose hashes of strings are others, so whose sets have another order."""
+    specs = [*chains.values(), *(spec for spec, _ in OTHERS.values())]
+    code = (
+        "import json, sys; from tests.data import test_every_source as own; "
+        "print(json.dumps(own.contents(json.loads(sys.argv[1]))))"
+    )
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(specs)],
+        cwd=pathlib.Path(data.__path__[0]).parent,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == contents(specs)
 
 
 @pytest.mark.parametrize("make", [restoring.packed, restoring.trunks])

@@ -44,7 +44,7 @@ for spec in (
     except ValueError as error:
         mistakes.append(str(error))
 with pytest.MonkeyPatch.context() as patch:
-    restoring.check(patch, by_name, 16)
+    restoring.check(patch, lambda: sources.open_source(f"tfds:small_text?data_dir={folder}"), 16)
 
 (file,) = pathlib.Path(str(builder.data_path)).glob("*train.array_record*")
 whole, cuts = file.read_bytes(), []

@@ -1,5 +1,6 @@
 """Reads a builder's TFRecord files, seqio tasks and a mixture; prints what it found as JSON."""
 
+import functools
 import json
 import os
 import pathlib
@@ -49,9 +50,12 @@ found["mistakes"] = [
     mistake(f"seqio:texts?{module}&field=body"),
 ]
 with pytest.MonkeyPatch.context() as patch:
-    restoring.check(patch, sources.open_source(f"tfds:{builder.data_path}"), 16)
-    for name in ("texts", "both"):
-        restoring.check(patch, sources.open_source(f"seqio:{name}?{module}"), 8)
+    for spec, seq_len in (
+        (f"tfds:{builder.data_path}", 16),
+        (f"seqio:texts?{module}", 8),
+        (f"seqio:both?{module}", 8),
+    ):
+        restoring.check(patch, functools.partial(sources.open_source, spec), seq_len)
 
 # A damaged file.
 (file,) = pathlib.Path(str(builder.data_path)).glob("*train.tfrecord*")
