@@ -14,7 +14,7 @@ demo: $(VENV)/installed-plot
 test: lint $(VENV)/libtpu
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# data/ and its tests where there is no jax.
+# data/ and its tests where there is no jax: without that of seqio, which brings jax.
 test-data: $(VENV)-data/installed
 	$(VENV)-data/bin/python -m pytest tests/data
 
@@ -24,17 +24,18 @@ lint: $(VENV)/installed-dev
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 # An environment with the package and one of its extras.
-$(VENV)/installed-%: setup.py pyproject.toml requirements-data.txt
+$(VENV)/installed-%: setup.py pyproject.toml requirements-data.txt requirements-tfds.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$*]'
 	touch $@
 
-$(VENV)-data/installed: setup.py pyproject.toml requirements-data.txt
+$(VENV)-data/installed: setup.py pyproject.toml requirements-data.txt requirements-tfds.txt
 	$(PYTHON) -m venv $(VENV)-data
 	$(VENV)-data/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-data/bin/python -m pip install --quiet --no-deps -e .
-	$(VENV)-data/bin/python -m pip install --quiet -r requirements-data.txt pytest hypothesis
+	$(VENV)-data/bin/python -m pip install --quiet \
+	    -r requirements-data.txt -r requirements-tfds.txt pytest hypothesis
 	touch $@
 
 # The TPU compiler, for the tests that compile for TPU. Beside the other packages and not among them:

@@ -4,14 +4,16 @@ import pathlib
 
 import setuptools
 
-# Also installed alone, where jax is not wanted.
-DATA = [
-    line
-    for line in pathlib.Path(__file__).with_name("requirements-data.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-]
-# TFDS imports importlib_resources without saying so. seqio brings TensorFlow, and jax.
-TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources"]
+
+def _requirements(name: str) -> list[str]:
+    """Of a file, which is also installed alone, where jax is not wanted."""
+    lines = pathlib.Path(__file__).with_name(name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+DATA = _requirements("requirements-data.txt")
+TFDS = _requirements("requirements-tfds.txt")
+# It brings TensorFlow, and jax.
 SEQIO = ["seqio>=0.0.20,<0.1"]
 
 setuptools.setup(
