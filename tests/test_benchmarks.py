@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 
 import jax
 import numpy as np
@@ -107,6 +109,13 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     data.generate(folder, 1)
     return folder / "corpus.jsonl"
+
+
+def test_what_the_data_benchmark_does_once_is_done_from_nothing(corpus, monkeypatch):
+    monkeypatch.setenv("RPT_CACHE", "")  # `open` sets it to a folder of its own
+    jobs = [data_stage.first(job, str(corpus.parent)) for job in ("open", "prepare", "prepare")]
+    assert [job["job"] for job in jobs] == ["open", "prepare", "prepare: was there, verified"]
+    assert not list(pathlib.Path(os.environ["RPT_CACHE"]).glob("*"))
 
 
 @pytest.mark.parametrize("stage", ["in_order", "shuffled", "packed", "trunks"])

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import os
+import pathlib
 import shutil
 import tracemalloc
 
@@ -365,6 +367,62 @@ def test_an_array_record_file_that_was_replaced(tmp_path, monkeypatch):
     assert source[2].text == "old"
     with pytest.raises(records.Fault, match=r"a\.array_record has changed since"):
         source[0]
+
+
+def opened_array_records(monkeypatch) -> list[str]:
+    """The files that the library opens from now on, as often as it does."""
+    library, opened = array_record.ArrayRecordReader, []
+
+    def counted(path, options):
+        opened.append(path)
+        return library(path, options=options)
+
+    monkeypatch.setattr(array_record, "ArrayRecordReader", counted)
+    return opened
+
+
+def test_many_array_record_files_are_read_at_random_without_opening_one_twice(
+    tmp_path, monkeypatch
+):
+    """20 GB are 75 shards."""
+    for name in range(100):
+        corpora.write_array_record(tmp_path / f"{name:03}.array_record", [b"a", b"b", b"c"])
+    opened = opened_array_records(monkeypatch)
+    source = sources.open_source(f"array_record:{tmp_path}")
+    order = np.random.default_rng(0).permutation(len(source))
+    assert sorted(source[int(index)].text for index in order) == sorted("abc" * 100)
+    assert len(opened) == 100
+
+
+def test_more_array_record_files_than_a_process_may_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrayrecords.resource, "getrlimit", lambda which: (40, 40))
+    monkeypatch.setattr(arrayrecords, "_OPEN", arrayrecords._OpenFiles())
+    for folder in ("x", "y"):
+        for name in range(15):
+            path = tmp_path / folder / f"{name:02}.array_record"
+            path.parent.mkdir(exist_ok=True)
+            corpora.write_array_record(path, [name.to_bytes() + folder.encode()])
+
+    def still_open() -> int:
+        found = (path for path in pathlib.Path("/proc/self/fd").iterdir() if path.is_symlink())
+        return sum(str(tmp_path) in os.readlink(path) for path in found)
+
+    both = [sources.open_source(f"array_record:{tmp_path}/{folder}") for folder in ("x", "y")]
+    for index in range(15):
+        for folder, source in zip("xy", both):
+            assert source[index].text == chr(index) + folder
+    assert 0 < still_open() <= 10
+
+
+def test_a_record_that_is_not_there_is_no_fault(tmp_path):
+    """It is a mistake of the caller's, which no policy may count as damaged data."""
+    path = tmp_path / "a.array_record"
+    corpora.write_array_record(path, [b"a", b"b"])
+    reader = arrayrecords.Reader([path])
+    for index in (-1, 2):
+        with pytest.raises(IndexError, match=f"record {index} of 2"):
+            reader.read(0, index)
+    assert reader.read(0, 1) == b"b"
 
 
 def test_a_long_line_of_zstandard_is_not_held(tmp_path):
