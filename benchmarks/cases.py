@@ -39,7 +39,7 @@ def cases(dtype: Any, implementation: Implementation) -> Iterator[Case]:
     trained are float32."""
     for name, spec in logprob_specs.REAL.items():
         inputs = spec.inputs(dtype)
-        forward = functools.partial(_logprob, implementation)
+        forward = functools.partial(_logprob, implementation, spec.soft_cap)
         flops, moved = spec.forward_flops, spec.forward_bytes(dtype)
         yield Case("logprob", name, forward, inputs, {}, flops, moved)
         both = _with_gradients(forward, differentiated=(0, 1))
@@ -64,12 +64,13 @@ def cases(dtype: Any, implementation: Implementation) -> Iterator[Case]:
         yield Case("decode_attention", name, attend, inputs, seen, flops, moved)
 
 
-def _logprob(implementation, hidden_MD, unembedding_VD, labels_M, threshold_M):
+def _logprob(implementation, soft_cap, hidden_MD, unembedding_VD, labels_M, threshold_M):
     return logprob.logprob(
         hidden_MD,
         unembedding_VD,
         labels_M,
         threshold_M=threshold_M,
+        soft_cap=soft_cap,
         implementation=implementation,
     )
 

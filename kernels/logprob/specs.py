@@ -58,6 +58,10 @@ def _size(elements: int, dtype) -> int:
 
 # A micro-batch of an update: 4,096 tokens of branches.
 REAL = {name: Spec(M=4096, D=model.D, V=model.V) for name, model in models.MODELS.items()}
+# With all that the kernels can do besides: a threshold and a cap.
+REAL["qwen2.5_1.5b_truncated_cap"] = dataclasses.replace(
+    REAL["qwen2.5_1.5b"], truncated=True, soft_cap=30.0
+)
 
 # For interpret mode: rows and vocabulary within one block, at its edges, and beyond it.
 TINY = {

@@ -68,24 +68,39 @@ def assert_same(found, expected):
 
 CASES = [(name, shards, True) for name in ("plain", "both") for shards in (1, 2, 4, 8)]
 CASES += [(name, 8, True) for name in ("greedy", "top_k", "top_p_of_most")]
-CASES += [(name, shards, False) for name in ("plain", "both") for shards in (2, 8)]
+CASES += [(name, shards, False) for name in ("plain", "both") for shards in (1, 2, 4, 8)]
+
+
+def least_gap(arrays, expected, temperature: float) -> float:
+    """Of all rows: between the best two logits, the best two of the race that decides the token,
+    and the last logit kept and the first dropped; in float64, of tempered logits."""
+    hidden, unembedding, keys = arrays
+    z_MV = np.asarray(hidden, np.float64) @ np.asarray(unembedding, np.float64).T / temperature
+    kept_MV = z_MV >= np.asarray(expected.threshold_M)[:, None]
+    race_MV = np.where(kept_MV, z_MV, -np.inf) + noise.gumbel(keys, jnp.arange(V))
+    gaps = [np.diff(np.sort(x_MV)[:, -2:]).min() for x_MV in (z_MV, race_MV)]
+    edges_M = np.where(kept_MV, z_MV, np.inf).min(1) - np.where(kept_MV, -np.inf, z_MV).max(1)
+    return min(*gaps, edges_M.min())
 
 
 @pytest.mark.parametrize(("name", "shards", "exact"), CASES)
 def test_any_number_of_shards_draws_the_same_tokens(name, shards, exact):
-    """The seed's float inputs have no two candidates within 1e-5 of each other at the top."""
+    """Products of float inputs may be rounded by the tile's shape: this seed's leave no row whose
+    outcome 1e-5 could change."""
     arrays = inputs(exact)
     expected = api.sample(*arrays, implementation="reference", **OPTIONS[name])
+    if not exact:
+        assert least_gap(arrays, expected, OPTIONS[name]["temperature"]) > 1e-5
     found = split(shards, implementation="chunked", **OPTIONS[name])(*arrays)
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("name", ["plain", "top_k"])
-def test_the_kernel_on_every_shard(name):
+@pytest.mark.parametrize(("name", "shards"), [("plain", 8), ("top_k", 2)])
+def test_the_kernel_on_every_shard(name, shards):
     arrays = inputs(exact=True)
     expected = api.sample(*arrays, implementation="reference", **OPTIONS[name])
     with pltpu.force_tpu_interpret_mode():
-        assert_same(split(2, implementation="pallas", **OPTIONS[name])(*arrays), expected)
+        assert_same(split(shards, implementation="pallas", **OPTIONS[name])(*arrays), expected)
 
 
 def test_no_logits_are_gathered():

@@ -139,17 +139,24 @@ def test_tiles_beyond_the_furthest_cut_are_not_touched(monkeypatch):
     assert_close(found, expected, 2e-6)
 
 
-def test_pallas_in_blocks(monkeypatch):
-    """Two blocks of positions, the last branch sees no trunk; four tiles, of which the outer ones
-    are seen by nobody and are no numbers; two tiles of own keys."""
+@pytest.fixture
+def pallas_blocks(monkeypatch):
+    """Blocks and tiles of 128, the least there are."""
     monkeypatch.setattr(pallas_layout, "_POSITIONS", 128)
     monkeypatch.setattr(pallas_layout, "_TRUNK_TILE", 128)
-    arrays, weight = draw(**sizes(specs.TINY["beyond_blocks"]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.usefixtures("pallas_blocks")
+def test_pallas_in_blocks(dtype):
+    """Two blocks of positions, the last branch sees no trunk; four tiles, of which the outer ones
+    are seen by nobody and are no numbers; two tiles of own keys."""
+    arrays, weight = draw(**sizes(specs.TINY["beyond_blocks"]), dtype=dtype)
     lo_BR = np.array([[130, 128, 300, 5]], np.int32)
     hi_BR = np.array([[384, 200, 350, 5]], np.int32)
     expected = exact(arrays, lo_BR, hi_BR, weight)
     found = run("pallas", with_nan(arrays, 128, 384), lo_BR, hi_BR, weight)
-    assert_close(found, expected, 2e-6)
+    assert_close(found, expected, TOLERANCE[dtype])
 
 
 def test_pallas_of_grouped_queries_in_bfloat16():
@@ -214,10 +221,22 @@ def test_decoding_is_the_last_position_of_training(dtype, decode_blocks):
         assert_close([found], [expected[0][:, :, -1]], TOLERANCE[dtype])
 
 
-def test_decoding_by_pallas():
-    arrays, weight = draw(**sizes(specs.TINY["one_block"]))
-    expected = exact(arrays, LO, HI, weight)[0][:, :, -1]
-    assert_close([decoding("pallas", arrays, LO, HI)], [expected], 2e-6)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.usefixtures("pallas_blocks")
+def test_decoding_by_pallas(dtype):
+    """Two blocks of branches, of two documents; four tiles of a trunk, of which each block sees
+    others, the outer ones are seen by nobody and are no numbers; every third branch sees none."""
+    B, R = 2, 130
+    arrays, weight = draw(B, 400, R, 3, 4, 2, 8, dtype=dtype)
+    r = np.arange(R)
+    lo_BR = np.stack([128 + r, np.where(r < 128, 256, 130)]).astype(np.int32)
+    hi_BR = np.stack([np.minimum(lo_BR[0] + 1 + 2 * r, 384), lo_BR[1] + 1 + r % 120])
+    hi_BR = np.where(r % 3 == 2, lo_BR, hi_BR).astype(np.int32)
+    assert hi_BR.max() == 384
+    expected = exact(arrays, lo_BR, hi_BR, weight)[0][:, :, -1]
+    found = decoding("pallas", with_nan(arrays, 128, 384), lo_BR, hi_BR)
+    assert found.dtype == dtype
+    assert_close([found], [expected], TOLERANCE[dtype])
 
 
 def test_decoding_survives_a_trunk_far_above_the_past(decode_blocks):

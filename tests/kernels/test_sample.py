@@ -211,17 +211,24 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize("name", EDGES)
+# bfloat16 where tokens are drawn in other ways: without and with a list of candidates.
+EDGE_CASES = [(name, jnp.float32) for name in EDGES]
+EDGE_CASES += [(name, jnp.bfloat16) for name in ("plain", "greedy", "both")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), EDGE_CASES)
 @pytest.mark.usefixtures("small_tiles")
-def test_chunked_equals_the_reference(name):
+def test_chunked_equals_the_reference(name, dtype):
     """Whatever mixes candidates and bisection, with partial tiles, groups and row blocks; half of
-    the rows have many ties."""
+    the rows have many ties. Products of bfloat16 are summed in float32: log-probabilities are those
+    of float64 for the states as they are."""
     hidden, unembedding, keys = random_inputs(37, 299, 3)
-    arrays = hidden.at[20:].set(0).at[20:, 0].set(2), jnp.round(unembedding * 8) / 8, keys
+    hidden = hidden.at[20:].set(0).at[20:, 0].set(2).astype(dtype)
+    arrays = hidden, (jnp.round(unembedding * 8) / 8).astype(dtype), keys
     options = EDGES[name]
     expected = sample(*arrays, implementation="reference", **options)
     assert_same(sample(*arrays, implementation="chunked", **options), expected)
-    logits = np.asarray(arrays[0] @ arrays[1].T)
+    logits = np.asarray(arrays[0], np.float64) @ np.asarray(arrays[1], np.float64).T
     if options["temperature"]:
         for row in range(37):
             p = truncated(logits[row], **options)

@@ -59,8 +59,9 @@ def test_small_shapes(name):
     assert kernels(compiled("v5e", specs.TINY[name])) == 1
 
 
-def test_nothing_is_as_large_as_the_logits():
-    spec = specs.Spec(M=4096, D=1536, V=151936)
+@pytest.mark.parametrize("options", [{}, {"top_k": 50, "top_p": 0.95}])
+def test_nothing_is_as_large_as_the_logits(options):
+    spec = specs.Spec(M=4096, D=1536, V=151936, **options)
     memory = compiled("v5e", spec).memory_analysis()
     assert memory.temp_size_in_bytes < 0.05 * 4 * spec.M * spec.V
 

@@ -5,6 +5,7 @@ Letters: B documents, S trunk positions, V vocabulary, D width.
 
 import functools
 import json
+import math
 import re
 
 import jax
@@ -38,12 +39,12 @@ def compiled(name: str) -> dict[str, str]:
 
 
 def logit_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Arrays with an axis of the vocabulary (or a shard of it) that are no matrix of the head."""
+    """Arrays of whole rows of logits (of a shard of the vocabulary), whatever their axes: reshaped
+    to lanes and flattened too. Matrices of the head are as large and have an axis of the width."""
     found = []
     for dtype, dims in SHAPE.findall(text):
         shape = tuple(map(int, dims.split(",")))
-        rest = [n for n in shape if n not in (V, V // 2)]
-        if len(rest) < len(shape) and not HEAD & set(rest):
+        if math.prod(shape) % (V // 2) == 0 and not HEAD & set(shape):
             found.append((dtype, shape))
     return found
 
@@ -77,6 +78,25 @@ def test_logits_would_be_seen():
         assert ("f32", (M, V)) in logit_shapes(text)
 
 
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((128, V), True),
+        ((64, V // 2), True),
+        ((128, V // 128, 128), True),
+        ((64 * (V // 2),), True),
+        ((V, D), False),
+        ((V // 2, D // 4), False),
+        ((512, D), False),
+        ((512, 4, 128), False),
+    ],
+)
+def test_logits_are_seen_whatever_their_axes(shape, seen):
+    dims = ",".join(map(str, shape))
+    line = f"  %fusion.1 = f32[{dims}]{{1,0:T(8,128)}} fusion(bf16[128,{D}] %states), kind=kLoop"
+    assert logit_shapes(line) == ([("f32", shape)] if seen else [])
+
+
 @pytest.mark.parametrize("name", SLICES)
 def test_no_logits_travel(name):
     for program, text in compiled(name).items():
@@ -89,11 +109,8 @@ def test_no_logits_travel(name):
 def test_no_array_of_logits_is_larger_than_a_tile(name):
     for program, text in compiled(name).items():
         for dtype, shape in logit_shapes(text):
-            size = 1
-            for n in shape:
-                size *= n
             # A vector of ids or masks over the vocabulary is no array of logits.
-            assert size <= max(chunked.TILE_LOGITS, V), (program, dtype, shape)
+            assert math.prod(shape) <= max(chunked.TILE_LOGITS, V), (program, dtype, shape)
 
 
 @pytest.mark.parametrize("name", SLICES)
