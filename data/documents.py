@@ -13,10 +13,10 @@ document, however many there are.
 
 import copy
 import dataclasses
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import grain
 import numpy as np
 
 from data import records, tokenizers
@@ -125,6 +125,8 @@ class Order:
         self._elements, self._seed = elements, seed
         self._shuffle = None
         if elements > _PERMUTED_ELEMENTS:
+            # Only here: where there is no jax, grain says so on the standard error stream.
+            grain = importlib.import_module("grain")
             self._shuffle = grain.MapDataset.range(elements).seed(seed).shuffle().repeat()
         # The epoch that is read, and the one before, of which windows may be left over.
         self._epochs: dict[int, np.ndarray] = {}
