@@ -9,11 +9,11 @@ rows    every thought a row of its own, prompt and all, in prefill, decoding and
 group   the prompt shared within a group for prefill and decoding (prefix cache), rows in the update
 
 The same model code does the same work in all three: prefill, sample T tokens per thought, read and
-score the predictions, then one AdamW step on all sampled tokens. Rows get favours
-that cost nothing: no padding in prefill and update, the head on sampled tokens only, no entropies
-(the trunk layout computes them, because RPT needs them), all rows decoded together, their caches as
-long as the longest prompt's. Advantages are random, so that every thought is trained on. Each call
-measures one layout; its peak memory is its own.
+score the predictions, then one AdamW step on all sampled tokens. Rows get what costs nothing: no
+padding in prefill and update, the head on sampled tokens only, no entropies (the trunk layout
+computes them, because RPT needs them), all rows decoded together, their caches as long as the
+longest prompt's. Advantages are random, so that every thought is trained on. Each call measures one
+layout; its peak memory is its own.
 `mismatch_max_nats` is the largest difference of a token's log-probability in sampler and trainer
 (trunk layout only).
 """

@@ -339,7 +339,7 @@ def _trials(config: ConfigDict) -> None:
     plan.split, plan.seeds = "validation", (0,)
     arms = [arm for arm in plan.arms if arm["name"] in ("base", "reference", *_TRIALS)]
     claims = []
-    for arm in arms[2:]:
+    for arm in [arm for arm in arms if arm["name"] in _TRIALS]:
         section = config.train if arm["command"] == "train" else _continued(config, ())
         rate, field = section.optimizer.learning_rate, f"{arm['command']}.optimizer.learning_rate"
         mode = "no_think" if arm["name"] == "ntp" else "thought_argmax"

@@ -253,6 +253,10 @@ class EvaluateConfig:
                 "positions_per_document must not be below other_positions_per_document"
             )
 
+    def mixture(self, split: str) -> Mixture:
+        """What is evaluated of 'validation' or 'test'."""
+        return {"validation": self.validation, "test": self.test}[split]
+
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:

@@ -226,7 +226,7 @@ def _costs(
 def _mixture(settings: config_lib.EvaluateConfig, split: str) -> config_lib.Mixture:
     if split not in ("validation", "test"):
         raise ValueError(f"split must be validation or test, not {split!r}")
-    mixture = settings.validation if split == "validation" else settings.test
+    mixture = settings.mixture(split)
     if not mixture:
         raise ValueError(f"config.evaluate.{split} names no text: set (name, spec, weight)")
     return mixture

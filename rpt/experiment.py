@@ -97,7 +97,7 @@ def _make_positions(config: config_lib.Config, root: pathlib.Path) -> None:
     settings = experiment_plan.evaluation_config(config, root, arm)
     loaded = loading.load_run(root / arm.name)
     for split in config.experiment.splits:
-        mixture = experiment_plan.mixture(settings.evaluate, split)
+        mixture = settings.evaluate.mixture(split)
         path = _positions(root, split)
         evaluation_reference.open_positions(settings, loaded, mixture, path, print)
 

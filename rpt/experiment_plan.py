@@ -156,11 +156,6 @@ def evaluation_config(
     )
 
 
-def mixture(settings: config_lib.EvaluateConfig, split: str) -> config_lib.Mixture:
-    """What is evaluated of a split."""
-    return settings.validation if split == "validation" else settings.test
-
-
 def summary(root: pathlib.Path, arm: str) -> dict[str, Any]:
     """summary.json of an arm's run."""
     return json.loads((root / arm / "summary.json").read_text())
@@ -182,7 +177,7 @@ def check(config: config_lib.Config) -> None:
     if not settings.gate_documents:
         raise ValueError("an experiment needs config.evaluate.gate_documents")
     found = {arm.name: arm_config(config, arm) for arm in plan.arms}
-    named = [part.name for part in mixture(settings, plan.split)]
+    named = [part.name for part in settings.mixture(plan.split)]
     _one_of(plan.claim_part, named, "config.experiment.claim_part")
     bins = bin_names(settings.bins_nats)
     for claim in plan.claims:

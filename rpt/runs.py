@@ -55,7 +55,7 @@ def open_run(
       ValueError, PermissionError: as `claim`; or the template has changed since the first start.
     """
     changes = claim(workdir, config, command, init)
-    write_json(workdir / "model.json", json.loads(json.dumps(dataclasses.asdict(model))))
+    write_json(workdir / "model.json", dataclasses.asdict(model))
     _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
@@ -97,7 +97,7 @@ def claim(
       ValueError: it holds another config's or command's run, or something that is no run.
       PermissionError: it cannot be written.
     """
-    new, own = as_json(config), {"command": command, "init": init}
+    new, own = _as_json(config), {"command": command, "init": init}
     path, command_path = workdir / "config.json", workdir / "command.json"
     changes: list[str] = []
     if path.is_file():
@@ -140,7 +140,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def as_json(config: config_lib.Config) -> dict[str, Any]:
+def _as_json(config: config_lib.Config) -> dict[str, Any]:
     """As it comes back from a file: tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
@@ -153,7 +153,7 @@ def trained_otherwise(workdir: pathlib.Path, config: config_lib.Config) -> list[
     Raises:
       ValueError: config.json is damaged.
     """
-    changes = config_lib.differences(_read_json(workdir / "config.json"), as_json(config))
+    changes = config_lib.differences(_read_json(workdir / "config.json"), _as_json(config))
     ignored = (*config_lib.SURROUNDINGS, "train.init")
     return [name for name in changes if not config_lib.is_among(name, ignored)]
 
