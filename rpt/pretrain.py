@@ -120,12 +120,12 @@ def pretrain(
             given = (overrides or {}, "pretrain", str(init or ""))
             runs.open_run(workdir, config, run.model, run.tokenizer, *given)
         team.barrier()
-        session = session_lib.Session(workdir, config, team, stop)
-        state = _begin(run, session, params)
-        del params
-        while not state.is_finished(config.pretrain) and not session.must_stop():
-            state = _step(run, session, state)
-        return _end(run, session, state)
+        with session_lib.Session(workdir, config, team, stop) as session:
+            state = _begin(run, session, params)
+            del params
+            while not state.is_finished(config.pretrain) and not session.must_stop():
+                state = _step(run, session, state)
+            return _end(run, session, state)
 
 
 def _open(

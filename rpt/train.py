@@ -92,15 +92,15 @@ def train(
             of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
             runs.open_run(workdir, config, *of_run)
         team.barrier()
-        session = session_lib.Session(workdir, config, team, stop)
-        state = _begin(run, session, params)
-        del params
-        reference = _reference(run, session, state, workdir)
-        if state.step == 0:
-            session.store.save(_saved(run, session, state))
-        while state.step < config.train.steps and not session.must_stop():
-            state = _step(run, session, state, reference)
-        return _end(run, session, state)
+        with session_lib.Session(workdir, config, team, stop) as session:
+            state = _begin(run, session, params)
+            del params
+            reference = _reference(run, session, state, workdir)
+            if state.step == 0:
+                session.store.save(_saved(run, session, state))
+            while state.step < config.train.steps and not session.must_stop():
+                state = _step(run, session, state, reference)
+            return _end(run, session, state)
 
 
 def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Run, Any]:
