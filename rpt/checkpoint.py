@@ -16,7 +16,6 @@ A reader verifies the manifest and takes the newest good one.
 import contextlib
 import dataclasses
 import hashlib
-import math
 import pathlib
 import sys
 import threading
@@ -29,7 +28,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rpt import files, hosts, manifests, sharding
-from rpt import ledger as ledger_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,18 +373,7 @@ def _restore_args(like: Any) -> Any:
     )
 
 
-# ---- scaling points, digests ---------------------------------------------------------------------
-
-
-def crosses_scaling_point(before: ledger_lib.Ledger, after: ledger_lib.Ledger, per_decade: int):
-    """Whether training FLOPs passed one of `per_decade` log-spaced points between two ledgers."""
-    if not per_decade or not after.training_flops:
-        return False
-
-    def index(flops: int) -> int:
-        return math.floor(per_decade * math.log10(flops)) if flops else -1
-
-    return index(before.training_flops) != index(after.training_flops)
+# ---- digests -------------------------------------------------------------------------------------
 
 
 def params_sha256(params: Any) -> str:

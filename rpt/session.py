@@ -159,7 +159,7 @@ class Session:
         """
         logging, step = self._config.logging, state.step
         began, per_decade = time.monotonic(), logging.scaling_checkpoints_per_decade
-        if checkpoint.crosses_scaling_point(before, state.book, per_decade):
+        if ledger_lib.crosses_scaling_point(before, state.book, per_decade):
             self.store.save_scaling(step, state.params)
         if step % logging.checkpoint_every_steps == 0:
             self.log.flush()

@@ -66,8 +66,8 @@ def host_by_host(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
     Slices lie along replica here too: jax numbers the hosts of one after those of another.
     """
     _count_slices(devices, shape)
-    key = lambda device: (_slice_of(device), device.process_index, device.id)
-    return Mesh(np.asarray(sorted(devices, key=key)).reshape(shape), MESH_AXES)
+    ordered = sorted(devices, key=lambda x: (_slice_of(x), x.process_index, x.id))
+    return Mesh(np.asarray(ordered).reshape(shape), MESH_AXES)
 
 
 def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
