@@ -5,7 +5,7 @@ over one mesh (multi-controller JAX). What they must agree on, they gather: a fe
 through the coordination service of jax.distributed, without a device. A thread of each process says
 every second that it is alive, and how many exchanges it has come to, and reads what the others say.
 Where one has ended, or is silent for 30 s, the others end with one line that names it, also while
-they wait in a collective. Where all live and none comes to another exchange, they end after an hour.
+they wait in a collective. Where all live and none comes to another exchange all end after an hour.
 
     --hosts=auto                    on Cloud TPU: address, number and identity are detected
     --hosts=ADDRESS:PORT,COUNT,ID   elsewhere; ADDRESS is where process 0 runs
