@@ -63,10 +63,18 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
 def host_by_host(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
     """As `arranged`, but whatever the torus: each host holds neighbouring rows (`own_block`).
 
-    Slices lie along replica here too: jax numbers the hosts of one after those of another.
+    Raises:
+      ValueError: replica is no multiple of the number of slices; or the hosts are not numbered one
+        slice after another, as jax does.
     """
-    _count_slices(devices, shape)
-    ordered = sorted(devices, key=lambda x: (_slice_of(x), x.process_index, x.id))
+    slices = _count_slices(devices, shape)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    of_slice = np.reshape([_slice_of(device) for device in ordered], (slices, -1))
+    if (of_slice != of_slice[:, :1]).any():
+        raise ValueError(
+            "the processes of one slice are not numbered one after another, so slices cannot lie "
+            "along replica; use --hosts=auto, or number them so"
+        )
     return Mesh(np.asarray(ordered).reshape(shape), MESH_AXES)
 
 

@@ -41,10 +41,14 @@ def test_slices_of_several_hosts_lie_along_replica_too():
     assert [device.id for device in mesh.devices.flat] == list(range(8))
     with pytest.raises(ValueError, match="replica=3 does not divide over 2 slices"):
         sharding.host_by_host(devices, (3, 4, 2))
-    # Ids that were dealt over the slices, and what other machines call a slice.
-    dealt = [Device(i, i % 2, process_index=i % 2) for i in range(4)]
-    for replica, part in enumerate(sharding.host_by_host(dealt, (2, 2, 1)).devices):
-        assert {device.slice_index for device in part.flat} == {replica}
+    # Rows go by process, whichever slice is first; and hosts that take turns cannot be laid out.
+    turned = [dataclasses.replace(device, slice_index=1 - device.slice_index) for device in devices]
+    mesh = sharding.host_by_host(turned, (2, 2, 2))
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+    dealt = [Device(i, i % 2, process_index=i) for i in range(4)]
+    with pytest.raises(ValueError, match="of one slice are not numbered one after another"):
+        sharding.host_by_host(dealt, (2, 2, 1))
+    # Other machines call other things a slice.
     others = [dataclasses.replace(device, platform="cuda") for device in dealt]
     assert sharding.host_by_host(others, (1, 4, 1)).devices.size == 4
 
