@@ -257,7 +257,7 @@ def compare(
 
     Args:
       a, b: predictions of two arms, from `load`.
-      bin: such as '>1.5', 'all', 'gate', 'label:noise'.
+      bin: such as '>1.5', 'all', 'gate', 'label:noise', 'asked' (every label but noise).
       part: part of the mixture.
       mode_a, mode_b: 'no_think' (the better context), 'no_think_raw', 'no_think_header',
         'thought_sample', 'thought_argmax', 'target_probability', or 'ablation_drop' and the
@@ -293,9 +293,9 @@ def differences(
             )
     found = []
     for recorded in (a, b):
-        if bin not in recorded.measured.bins:
+        if bin != evaluation.ASKED and bin not in recorded.measured.bins:
             raise ValueError(f"no bin {bin!r}; there are {', '.join(recorded.measured.bins)}")
-        found.append(recorded.measured.bins[bin] & recorded.measured.in_part(part))
+        found.append(evaluation.in_bin(recorded.measured, bin) & recorded.measured.in_part(part))
     if not np.array_equal(*found) or not found[0].any():
         raise ValueError(f"bin {bin!r} of part {part!r} is empty, or not the same in both arms")
     difference_P = evaluation.values(a.measured, found[0], *mode_a) - evaluation.values(

@@ -93,10 +93,13 @@ def _train(config: config_lib.Config, root: pathlib.Path, name: str) -> None:
 
 
 def _make_positions(config: config_lib.Config, root: pathlib.Path) -> None:
-    arm = config.experiment.arm(config.experiment.reference)
+    plan = config.experiment
+    arm = plan.arm(plan.reference) if plan.reference_is_arm else None
     settings = experiment_plan.evaluation_config(config, root, arm)
-    loaded = loading.load_run(root / arm.name)
-    for split in config.experiment.splits:
+    loaded = loading.load_any(settings.evaluate.reference)
+    if arm is None:  # the positions are of the arms' tokens, which may not be the checkpoint's
+        loaded = loaded._replace(tokenizer=loading.own_tokenizer(config.data))
+    for split in plan.splits:
         mixture = settings.evaluate.mixture(split)
         path = _positions(root, split)
         evaluation_reference.open_positions(settings, loaded, mixture, path, print)

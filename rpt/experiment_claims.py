@@ -109,8 +109,7 @@ def _positions(
 ) -> np.ndarray:
     """bool [P]; a bin that the evaluation does not have holds none."""
     measured = piece.recorded.measured
-    inside_P = measured.in_part(asked.part)
-    return inside_P & measured.bins.get(asked.bin or hard, np.zeros_like(inside_P))
+    return measured.in_part(asked.part) & evaluation.in_bin(measured, asked.bin or hard)
 
 
 def _supported(
@@ -123,7 +122,7 @@ def _supported(
     """Whether a difference may count: gates passed, positions enough, and thinking where gated."""
     gates = [stage["gate"] for piece in (a, b) for stage in piece.stages]
     enough = _positions(asked, a, hard).sum() >= (
-        plan.least_positions if asked.bin in ("", hard) else 1
+        plan.least_positions if asked.bin in ("", hard, evaluation.ASKED) else 1
     )
     thinks = (
         asked.mode_a != "gated"
@@ -141,6 +140,8 @@ def words(
         where = f"hard tokens ({hard} nats)"
     elif asked.bin in (evaluation.ALL, evaluation.GATE):
         where = "all tokens"
+    elif asked.bin == evaluation.ASKED:
+        where = "asked tokens"
     else:
         where = f"tokens labelled {label}" if kind == "label" else f"tokens {asked.bin} nats"
     where += " of all parts" if asked.part == evaluation.ALL else f" of {asked.part}"
