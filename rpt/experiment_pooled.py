@@ -73,31 +73,44 @@ def _of_part(
     nested = [name for name in seeds[0].bins if name.startswith(">")]
     bins = [*nested, evaluation.ALL] if main else [hard]
     in_bins = {n: _means(seeds, functools.partial(_in_bin, part, n), MODES) for n in bins}
-    found = {
+    labels = _labels(seeds, part)
+    return {
         "bins": {name: means for name, means in in_bins.items() if means is not None},
-        "asked": _means(seeds, lambda m: asked(m, part), _BOTH),
+        "asked": _means(seeds, functools.partial(asked, part=part), _BOTH),
         "gated": _gated(pieces, part),
-        "labels": {},
-        "depths": {},
+        "labels": labels,
+        "depths": _depths(seeds, part, list(labels), shown_depth),
     }
+
+
+def _labels(seeds: Sequence[evaluation.Measured], part: str) -> dict[str, Any]:
+    """By label; all parts together have none that a part has not."""
     if part == evaluation.ALL:
-        return found  # all parts together have no label that a part has not
-    labels = list(dict.fromkeys(n[6:] for m in seeds for n in m.bins if n.startswith("label:")))
-    for label in labels:
-        mask = functools.partial(_in_bin, part, f"label:{label}")
-        if means := _means(seeds, mask, _BOTH, _SAMPLES_OF_LABELS):
-            found["labels"][label] = means
-    families: dict[str, list[str]] = {}
-    for label in found["labels"]:
-        if depth := depth_of(label):
-            families.setdefault(depth[0], []).append(label)
-    for family, of_family in families.items():
-        groups = {
-            name: _means(seeds, functools.partial(_in_labels, part, chosen), _BOTH)
-            for name, depths in depth_groups(shown_depth).items()
-            for chosen in ([n for n in of_family if int(n.rpartition("/")[2]) in depths],)
-        }
-        found["depths"][family] = {n: means for n, means in groups.items() if means is not None}
+        return {}
+    names = dict.fromkeys(name for m in seeds for name in m.bins if name.startswith("label:"))
+    found = {
+        name.removeprefix("label:"): _means(
+            seeds, functools.partial(_in_bin, part, name), _BOTH, _SAMPLES_OF_LABELS
+        )
+        for name in names
+    }
+    return {label: means for label, means in found.items() if means is not None}
+
+
+def _depths(
+    seeds: Sequence[evaluation.Measured], part: str, labels: Sequence[str], shown_depth: int
+) -> dict[str, Any]:
+    """By family and group of depths."""
+    found: dict[str, dict[str, Any]] = {}
+    for group, depths in depth_groups(shown_depth).items():
+        families: dict[str, list[str]] = {}
+        for label in labels:
+            depth = depth_of(label)
+            if depth is not None and depth[1] in depths:
+                families.setdefault(depth[0], []).append(label)
+        for family, of_family in families.items():
+            means = _means(seeds, functools.partial(_in_labels, part, of_family), _BOTH)
+            found.setdefault(family, {})[group] = means
     return found
 
 

@@ -8,7 +8,8 @@ makes results.json, report.md and curves.png again from the pieces in a folder a
 results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents; keys below `seeds`
 are seeds; what is pooled is the mean over seeds, its bootstrap over the documents of each):
 
-    hypothesis, seeds, commits (of the evaluations), split, claim_part, bin (the hardest), bins_nats
+    hypothesis, seeds, commits (of the evaluations), split, claim_part, bin (the hardest), bins_nats,
+    shown_depth  of the plan
     missing      evaluations that the plan has and that are not there yet
     gates        by run and seed: accuracy, threshold, passed
     claims       each: name, what, goal, arms;
@@ -26,16 +27,18 @@ are seeds; what is pooled is the mean over seeds, its bootstrap over the documen
         hard_by_kind what the hard bin consists of: n and means by kind of label
         asked        n and means at labelled tokens but noise, without labels at all tokens
         every_position, leak_check, gated       as in rpt/evaluate.py
-      pooled       by nested bin of the claim's part: no_think, thought_argmax, thought_sample E
+      pooled       E over the seeds, by part (rpt/experiment_pooled.py)
       history      by seed: averages of training metrics
     compute      flops_executed, flops_as_rows (had each rollout been a row of its own),
                  wall_seconds, document_tokens: with all that the arm continues; the same without
                  the first of these, flops_executed_after_stage0 (of a fresh arm all);
                  flops_executed_alone, wall_seconds_alone; parameters; data (epochs by source, of
                  each run); inference_flops_per_token {no_think, thought}
-    rlvr         pairs of arms: before, after
+    rlvr         pairs of arms: before, after; the second was trained by reward on a source that
+                 nothing before it was trained on
     scaling      by curve the points: arm, seed, flops, flops_after_stage0, wall_seconds,
                  value {no_think, thought_argmax, thought_sample: E}, documents
+    scaling_fits the three forms fitted to these points (rpt/scaling_studies.py)
 """
 
 import json
@@ -53,6 +56,7 @@ from rpt import (
     experiment_lines,
     experiment_pieces,
     experiment_results,
+    experiment_scaling_tables,
     experiment_tables,
     runs,
 )
@@ -101,7 +105,9 @@ def markdown(found: dict[str, Any]) -> list[str]:
     for title, items in claims.items():
         if items:
             lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
-    for table in experiment_tables.tables(found):
+    lines += [experiment_tables.READING, ""]
+    of_results = experiment_tables.tables(found)
+    for table in [*of_results, *experiment_scaling_tables.tables(found)]:
         lines += [f"## {table.title}", "", *table.markdown(), ""]
     commits = ", ".join(found["commits"])
     return [
@@ -120,10 +126,10 @@ def _print(found: dict[str, Any]) -> None:
     console.width = max(console.width, _WIDTH)
     overview = experiment_tables.overview(found)
     table = rich.table.Table(title=overview.title)
-    for number, name in enumerate(overview.columns):
-        table.add_column(name, justify="right" if number else "left")
-    for cells in overview.rows:
-        table.add_row(*cells)
+    for number, head in enumerate(overview.heads):
+        table.add_column(head.name, justify="right" if number else "left")
+    for row in overview.rows:
+        table.add_row(*(cell.text for cell in row))
     console.print(table)
     goals = experiment_lines.claim_lines(found, goals=True)
     others = experiment_lines.claim_lines(found, goals=False)

@@ -173,7 +173,9 @@ def arms(report: report_data.Report) -> str:
             if arm in results["arms"] and results["arms"][arm]["hard"] is not None
         ]
         for number, (label, entry) in enumerate(found):
-            name = "" if number else entry["title"]
+            # Said of every row, and seen once: the rows of an arm stand together.
+            name = text(entry["title"])
+            name = f'<span class="unseen">{name}</span>' if number else name
             rows.append(_pair(name, label, entry["hard"], report.tones[arm], len(labelled) > 1))
     charts = [*report_charts.depths(report), *report_charts.gates(report)]
     return (
@@ -190,6 +192,7 @@ def arms(report: report_data.Report) -> str:
 
 
 def _pair(name: str, label: str, hard: Mapping[str, Any], tone: int, seeds: bool) -> str:
+    """One row; the name is HTML."""
     marks = []
     for mode, words, kind in _MODES:
         value = hard[mode]
@@ -203,7 +206,7 @@ def _pair(name: str, label: str, hard: Mapping[str, Any], tone: int, seeds: bool
     tag = f'<span class="seed">{text(label)}</span>' if seeds else ""
     means = " \u2192 ".join(_percent(hard[mode]["mean"]) for mode, _, _ in _MODES)
     return (
-        f'<div class="row t{tone}"><span class="arm">{text(name)}</span>{tag}'
+        f'<div class="row t{tone}"><span class="arm">{name}</span>{tag}'
         f'<div class="track">{"".join(marks)}</div><span class="number">{means}</span></div>'
     )
 
@@ -239,7 +242,7 @@ def _table(labelled: Sequence[tuple[str, Mapping]]) -> str:
             if hard:
                 cells += [f"{hard['mean_thought_tokens']:.1f}", _percent(hard["answer_rate"])]
             rows.append(cells)
-    return table(_COLUMNS, rows)
+    return table("accuracy of every arm and seed", _COLUMNS, rows)
 
 
 def interval(value: Mapping[str, Any]) -> str:
@@ -254,21 +257,24 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """Columns are (name, what it means); cells are HTML. Scrolls by itself where it is too wide."""
-    head = "".join(
-        f'<th scope="col" title="{text(what)}">{text(name)}</th>'
-        if what
-        else f'<th scope="col">{text(name)}</th>'
-        for name, what in columns
-    )
+def table(label: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Scrolls by itself where it is too wide; what columns mean is said below.
+
+    Args:
+      label: what it is a table of, for those who do not see where it stands.
+      columns: (name, what it means; '' where the name says it).
+      rows: cells, as HTML.
+    """
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name, _ in columns)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
+    meanings = "; ".join(f"<b>{text(name)}</b>: {text(what)}" for name, what in columns if what)
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + (f'<p class="meanings quiet">{meanings}.</p>' if meanings else "")
     )
 
 
@@ -298,7 +304,7 @@ def scaling(studies: Sequence[scaling_points.Study]) -> str:
     """Curves with bands, and what each form promised for the budget it had not seen."""
     parts = [f'<div class="charts">{_charts([report_charts.scaling(s) for s in studies])}</div>']
     rows = [row for study in studies for row in _forms(study)]
-    parts.append(table(_FORM_COLUMNS, rows))
+    parts.append(table("forms of the scaling curves", _FORM_COLUMNS, rows))
     notes = dict.fromkeys(
         f"{report_data.arm_label(study.arm)}: {note}" for study in studies for note in study.notes
     )
