@@ -37,7 +37,9 @@ class Table:
     def markdown(self) -> list[str]:
         """Explanations of columns stand below; a cell's seeds stand on a line of their own."""
         lines = [[head.name for head in self.heads], ["---"] * len(self.heads)]
-        lines += [[f"{text}<br>{each}" if each else text for text, each in row] for row in self.rows]
+        lines += [
+            [f"{text}<br>{each}" if each else text for text, each in row] for row in self.rows
+        ]
         explained = [f"{head.name}: {head.what}" for head in self.heads if head.what]
         return [
             *("| " + " | ".join(line) + " |" for line in lines),

@@ -157,7 +157,5 @@ def _gated(pieces: Sequence[experiment_pieces.Piece], part: str) -> dict[str, An
     return {mode: _estimate(of_mode) for mode, of_mode in runs.items()}
 
 
-def _estimate(
-    runs: Sequence[tuple[np.ndarray, np.ndarray]], samples: int = 2000
-) -> dict[str, Any]:
+def _estimate(runs: Sequence[tuple[np.ndarray, np.ndarray]], samples: int = 2000) -> dict[str, Any]:
     return evaluation.as_json(statistics.pooled_estimate(runs, seed=0, samples=samples))

@@ -8,7 +8,7 @@ makes results.json, report.md and curves.png again from the pieces in a folder a
 results.json, strict JSON (E is {mean, low, high}, 95%, bootstrap over documents; keys below `seeds`
 are seeds; what is pooled is the mean over seeds, its bootstrap over the documents of each):
 
-    hypothesis, seeds, commits (of the evaluations), split, claim_part, bin (the hardest), bins_nats,
+    hypothesis, seeds, commits (of the evaluations), split, claim_part, bin (the hardest), bins_nats
     shown_depth  of the plan
     missing      evaluations that the plan has and that are not there yet
     gates        by run and seed: accuracy, threshold, passed

@@ -1,6 +1,6 @@
 """The scaling curves of an experiment's report, as tables: pure functions of results.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rpt import experiment_cells as cells
@@ -10,7 +10,7 @@ Results = Mapping[str, Any]
 
 def tables(found: Results) -> list[cells.Table]:
     """The points, and what the three forms make of them; those that have a row."""
-    return [table for table in (points(found), fits(found)) if table.rows]
+    return [table for table in (points(found), fits(found["scaling_fits"])) if table.rows]
 
 
 def points(found: Results) -> cells.Table:
@@ -31,24 +31,32 @@ def points(found: Results) -> cells.Table:
         for point in of_curve
     ]
     names = ("curve", "arm", "seed", "TFLOP", "after stage 0", "hard, no thought", "hard, thought")
-    return cells.Table("Scaling points", list(map(cells.Head, names)), [list(map(cells.Cell, row)) for row in rows])
+    return cells.Table(
+        "Scaling points", list(map(cells.Head, names)), [list(map(cells.Cell, row)) for row in rows]
+    )
 
 
-def fits(found: Results) -> cells.Table:
-    """Parameters, intervals, and the error at the left-out largest budget, of every form."""
+def fits(studies: Sequence[Mapping[str, Any]]) -> cells.Table:
+    """Parameters, intervals, and the error at the left-out largest budget, of every form.
+
+    Args:
+      studies: `scaling_fits` of results.json.
+    """
     heads = [
         cells.Head("curve"),
         cells.Head("measure"),
         cells.Head("compute"),
         cells.Head("form"),
-        cells.Head("miss at the last budget", "predicted minus measured, where the fit has not seen it"),
+        cells.Head(
+            "miss at the last budget", "predicted minus measured, where the fit has not seen it"
+        ),
         cells.Head("misses least", "share of resamples in which this form does"),
         cells.Head("R\u00b2", "of all points; no threshold makes it a proof"),
         cells.Head("parameters", "with 95% intervals; * the fit lies at an end of a range"),
     ]
     rows = [
         [cells.Cell(study["curve"]), cells.Cell(study["measure"]), cells.Cell(_stage(study)), *form]
-        for study in found["scaling_fits"]
+        for study in studies
         for form in _forms(study)
     ]
     return cells.Table("Scaling fits", heads, rows)

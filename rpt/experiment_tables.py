@@ -15,8 +15,8 @@ _DIRECT, _THOUGHT, _SAMPLED = "no_think", "thought_argmax", "thought_sample"
 _BOTH = ((_DIRECT, "no thought"), (_THOUGHT, "thought"))
 # What every table of a report is to be read by.
 READING = (
-    "Means over seeds; in brackets the 95% interval of that mean, over the documents of these seeds; "
-    "below, each seed by itself."
+    "Means over seeds; in brackets the 95% interval of that mean, over the documents of these "
+    "seeds; below, each seed by itself."
 )
 
 Results = Mapping[str, Any]
@@ -74,10 +74,15 @@ def overview(found: Results) -> cells.Table:
     """For the terminal: means over seeds, everything at a glance."""
     part, hard = found["claim_part"], ("bins", found["bin"])
     columns = [
-        *(cells.Column(cells.Head(f"hard, {words}"), _at("parts", part, *hard, m)) for m, words in _BOTH),
+        *(
+            cells.Column(cells.Head(f"hard, {words}"), _at("parts", part, *hard, m))
+            for m, words in _BOTH
+        ),
         cells.Column(cells.Head("hard, sampled"), _at("parts", part, *hard, _SAMPLED)),
         cells.Column(cells.Head("all, no thought"), _at("parts", part, "gated", _DIRECT), digits=4),
-        cells.Column(cells.Head("all, gated"), _at("parts", part, "gated", "reported", _THOUGHT), digits=4),
+        cells.Column(
+            cells.Head("all, gated"), _at("parts", part, "gated", "reported", _THOUGHT), digits=4
+        ),
         cells.Column(cells.Head("PFLOP"), _at("compute", "flops_executed", scale=1e-15), digits=4),
         cells.Column(cells.Head("wall s"), _at("compute", "wall_seconds"), digits=0),
     ]
@@ -92,7 +97,10 @@ def accuracy(found: Results) -> cells.Table:
     for name, bin in [*nested_bins(found), ("all", evaluation.ALL)]:
         columns += _pair(name, part, "bins", bin)
         if bin == found["bin"]:
-            sampled, at = cells.Head(f"{name}, sampled", "the answer sampled, too"), ("bins", bin, _SAMPLED)
+            sampled, at = (
+                cells.Head(f"{name}, sampled", "the answer sampled, too"),
+                ("bins", bin, _SAMPLED),
+            )
             columns.append(cells.Column(sampled, _at("parts", part, *at), _pooled(part, *at)))
     title = _title(found, "Next-token accuracy", part)
     return cells.by_arm(title, columns, _arms(found))
@@ -133,16 +141,22 @@ def everywhere(found: Results) -> cells.Table:
     gated, cost = ("parts", part, "gated"), ("compute", "inference_flops_per_token")
     spent = _at(*gated, "reported", "thought_tokens_per_document_token")
     columns = [
-        cells.Column(cells.Head("no thought"), _at(*gated, _DIRECT), _pooled(part, "gated", _DIRECT), 4),
+        cells.Column(
+            cells.Head("no thought"), _at(*gated, _DIRECT), _pooled(part, "gated", _DIRECT), 4
+        ),
         cells.Column(
             cells.Head("gated", "thinking above the threshold that validation chose"),
             _at(*gated, "reported", _THOUGHT),
             _pooled(part, "gated", _THOUGHT),
             4,
         ),
-        cells.Column(cells.Head("think"), _at(*gated, "reported", "share", scale=100), digits=0, unit="%"),
+        cells.Column(
+            cells.Head("think"), _at(*gated, "reported", "share", scale=100), digits=0, unit="%"
+        ),
         cells.Column(cells.Head("thought tokens a token"), spent),
-        cells.Column(cells.Head("MFLOP a token, no thought"), _at(*cost, _DIRECT, scale=1e-6), digits=1),
+        cells.Column(
+            cells.Head("MFLOP a token, no thought"), _at(*cost, _DIRECT, scale=1e-6), digits=1
+        ),
         cells.Column(cells.Head("hard, thought"), _at(*cost, "thought", scale=1e-6), digits=1),
     ]
     title = _title(found, "Gated thinking on all tokens", part)
@@ -156,13 +170,23 @@ def compute(found: Results) -> cells.Table:
     columns = [
         cells.Column(cells.Head("TFLOP"), _at(at, "flops_executed", scale=tera), digits=2),
         cells.Column(cells.Head(*alone), _at(at, "flops_executed_alone", scale=tera), digits=2),
-        cells.Column(cells.Head("TFLOP, rollouts as rows"), _at(at, "flops_as_rows", scale=tera), digits=2),
+        cells.Column(
+            cells.Head("TFLOP, rollouts as rows"), _at(at, "flops_as_rows", scale=tera), digits=2
+        ),
         cells.Column(cells.Head("wall s"), _at(at, "wall_seconds"), digits=0),
         cells.Column(cells.Head(alone[0]), _at(at, "wall_seconds_alone"), digits=0),
         cells.Column(
-            cells.Head("document tokens"), _at(at, "document_tokens", scale=1e-6), digits=2, unit=" M"
+            cells.Head("document tokens"),
+            _at(at, "document_tokens", scale=1e-6),
+            digits=2,
+            unit=" M",
         ),
-        cells.Column(cells.Head("most epochs", "of the source that was read most often"), _most_epochs, None, 2),
+        cells.Column(
+            cells.Head("most epochs", "of the source that was read most often"),
+            _most_epochs,
+            None,
+            2,
+        ),
     ]
     title = "Training compute, with what each arm continues"
     return cells.by_arm(title, columns, _arms(found))
@@ -185,8 +209,12 @@ def ablations(found: Results) -> cells.Table:
     where = ("parts", part, *hard)
     columns = [cells.Column(cells.Head(n), _at(*where, "ablations", n, "accuracy")) for n in names]
     if columns:
-        direct = cells.Column(cells.Head("no thought"), _at(*where, _DIRECT), _pooled(part, *hard, _DIRECT))
-        true = cells.Column(cells.Head("true thought"), _at(*where, _THOUGHT), _pooled(part, *hard, _THOUGHT))
+        direct = cells.Column(
+            cells.Head("no thought"), _at(*where, _DIRECT), _pooled(part, *hard, _DIRECT)
+        )
+        true = cells.Column(
+            cells.Head("true thought"), _at(*where, _THOUGHT), _pooled(part, *hard, _THOUGHT)
+        )
         columns = [direct, true, *columns]
     title = _title(found, "Altered thoughts, hard tokens", part)
     return cells.by_arm(title, columns, _arms(found))
@@ -199,7 +227,9 @@ def other_part(found: Results, part: str) -> cells.Table:
         *_pair(f"hard {found['bin']} nats", part, "bins", found["bin"]),
         *_pair("asked", part, "asked"),
         cells.Column(cells.Head("every position, no thought"), every),
-        cells.Column(cells.Head("gated"), _at(*gated, "reported", _THOUGHT), _pooled(part, "gated", _THOUGHT)),
+        cells.Column(
+            cells.Head("gated"), _at(*gated, "reported", _THOUGHT), _pooled(part, "gated", _THOUGHT)
+        ),
         cells.Column(
             cells.Head("gated positions, no thought"),
             _at(*gated, _DIRECT),
@@ -254,7 +284,9 @@ def depths(found: Results, part: str, family: str) -> cells.Table:
         ]
 
     sizes = [_within(labels, chosen) for chosen in groups.values()] + [[n] for n in labels]
-    counts = [cells.Column(cells.Head(""), _of_labels(part, chosen, "n"), digits=0) for chosen in sizes]
+    counts = [
+        cells.Column(cells.Head(""), _of_labels(part, chosen, "n"), digits=0) for chosen in sizes
+    ]
     return _by_mode(found, _title(found, f"By depth of {family}", part), columns, counts)
 
 
@@ -281,7 +313,10 @@ def noise(found: Results) -> cells.Table:
     """The leak check: nothing can predict noise, and a thought may even keep from guessing."""
     check = ("parts", evaluation.ALL, "leak_check", "sigmas_above_guess")
     modes = ("no_think_raw", "no_think_header", _THOUGHT, _SAMPLED)
-    columns = [cells.Column(cells.Head(mode.replace("_", " ")), _at(*check, mode), digits=1) for mode in modes]
+    columns = [
+        cells.Column(cells.Head(mode.replace("_", " ")), _at(*check, mode), digits=1)
+        for mode in modes
+    ]
     if not any(entry["parts"][evaluation.ALL]["leak_check"] for entry in _entries(found)):
         columns = []
     title = "Noise: accuracy less a constant guess's, in sigma"
@@ -345,4 +380,6 @@ def _by_mode(
     ]
     # All arms are measured at the same positions.
     rows.append([cells.Cell("n"), *(column.cell(_arms(found)[0]) for column in counts)])
-    return cells.Table(title, [cells.Head("arm"), *(column.head for column in columns(_DIRECT))], rows)
+    return cells.Table(
+        title, [cells.Head("arm"), *(column.head for column in columns(_DIRECT))], rows
+    )

@@ -1,13 +1,22 @@
 """Claims, arms and scaling as HTML: what was found, each with its interval drawn."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rpt import report_charts, report_data, report_svg, scaling_points
+from rpt import (
+    experiment_cells,
+    experiment_scaling_tables,
+    report_charts,
+    report_data,
+    report_svg,
+    scaling_points,
+    scaling_studies,
+)
 
 _MODES = (("no_think", "without a thought", "hollow"), ("thought_argmax", "with a thought", "full"))
 text = html.escape
+_LONG = 60  # characters of a cell, more than any figure has with its interval
 
 
 # ---- claims --------------------------------------------------------------------------------------
@@ -278,6 +287,17 @@ def table(label: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
     )
 
 
+def of_cells(made: experiment_cells.Table) -> str:
+    """A table of report.md; each seed stands below the mean over them."""
+    return table(made.title, made.heads, [[_cell(*cell) for cell in row] for row in made.rows])
+
+
+def _cell(words: str, each: str) -> str:
+    """Long ones are broken into lines."""
+    whole = f'<span class="values">{text(words)}</span>' if len(words) > _LONG else text(words)
+    return whole + (f"<small>{text(each)}</small>" if each else "")
+
+
 # ---- charts and scaling --------------------------------------------------------------------------
 
 
@@ -302,44 +322,10 @@ def training(report: report_data.Report) -> str:
 
 def scaling(studies: Sequence[scaling_points.Study]) -> str:
     """Curves with bands, and what each form promised for the budget it had not seen."""
-    parts = [f'<div class="charts">{_charts([report_charts.scaling(s) for s in studies])}</div>']
-    rows = [row for study in studies for row in _forms(study)]
-    parts.append(table("forms of the scaling curves", _FORM_COLUMNS, rows))
+    charts = _charts([report_charts.scaling(study) for study in studies])
+    fits = experiment_scaling_tables.fits(list(map(scaling_studies.entry, studies)))
     notes = dict.fromkeys(
         f"{report_data.arm_label(study.arm)}: {note}" for study in studies for note in study.notes
     )
-    parts.append(f'<ul class="quiet">{"".join(f"<li>{text(note)}</li>" for note in notes)}</ul>')
-    return "".join(parts)
-
-
-_FORM_COLUMNS = (
-    ("arm", ""),
-    ("compute", "with or without what was executed before the arm began"),
-    ("form", ""),
-    ("miss at the last budget", "predicted minus measured, where the fit has not seen it"),
-    ("misses least", "share of resamples in which this form does"),
-    ("R\u00b2", "of all points; no threshold makes it a proof"),
-    ("parameters", "with 95% intervals; * the fit lies at an end of a range"),
-)
-
-
-def _forms(study: scaling_points.Study) -> Iterator[list[str]]:
-    for name, curve in study.curves.items():
-        error = curve.error
-        numbers = " ".join(
-            f"<span>{text(key)} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]</span>".replace(
-                "-", "\u2212"
-            )
-            for key, v in curve.parameters.items()
-        )
-        yield [
-            text(report_data.arm_label(study.arm)),
-            "with stage 0" if study.with_stage0 else "after stage 0",
-            text(name.replace("_", "-")),
-            "too few budgets"
-            if error is None
-            else signed({"mean": error.value, "low": error.low, "high": error.high}),
-            "" if curve.best_share is None else _percent(curve.best_share),
-            f"{curve.r2:.3f}",
-            f'<span class="values">{numbers}{"*" if curve.at_bound else ""}</span>',
-        ]
+    listed = "".join(f"<li>{text(note)}</li>" for note in notes)
+    return f'<div class="charts">{charts}</div>{of_cells(fits)}<ul class="quiet">{listed}</ul>'

@@ -28,8 +28,9 @@ def render(chart: report_charts.Chart) -> str:
     )
     values = [v for line in chart.lines for v in (line.y, line.low, line.high) if v is not None]
     y_scale = _Scale.over(_finite(values), HEIGHT - _BOTTOM, _TOP, False, chart.zero, 0.04)
+    label = html.escape(summary(chart))
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(summary(chart))}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
         *_axes(chart, x_scale, y_scale),
         *(_line(line, x_scale, y_scale) for line in sorted(chart.lines, key=_depth)),
         *_labels(chart.lines, x_scale, y_scale),

@@ -71,18 +71,22 @@ def studies(
 
 def as_json(scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`scaling_fits` of results.json, from its `scaling`."""
-    return [
-        {
-            "curve": curve,
-            "measure": measure,
-            "with_stage0": with_stage0,
-            "forms": {}
-            if isinstance(found, str)
-            else {name: _form(fitted) for name, fitted in found.curves.items()},
-            "notes": [found] if isinstance(found, str) else list(found.notes),
-        }
-        for curve, measure, with_stage0, found in studies(list(points(scaling)))
-    ]
+    return [_entry(*found) for found in studies(list(points(scaling)))]
+
+
+def entry(study: scaling_points.Study) -> dict[str, Any]:
+    """One of `scaling_fits`."""
+    return _entry(study.arm, study.measure, study.with_stage0, study)
+
+
+def _entry(
+    curve: str, measure: str, with_stage0: bool, found: scaling_points.Study | str
+) -> dict[str, Any]:
+    about = {"curve": curve, "measure": measure, "with_stage0": with_stage0}
+    if isinstance(found, str):
+        return {**about, "forms": {}, "notes": [found]}
+    forms = {name: _form(fitted) for name, fitted in found.curves.items()}
+    return {**about, "forms": forms, "notes": list(found.notes)}
 
 
 def _form(curve: scaling_points.Curve) -> dict[str, Any]:

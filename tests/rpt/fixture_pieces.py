@@ -98,6 +98,10 @@ def _tables(thought: float, direct: float) -> dict:
     return evaluation.tables(answers, costs, 0, dict.fromkeys(answers.parts(), 1.0))
 
 
+def _source(arm: str, read: str) -> str:
+    return "stories" if arm in ("base", "rpt", "ntp") else read
+
+
 def _no_tables(threshold: float, enough_thinking: bool) -> dict:
     """What a claim asks for."""
     reported = {"threshold": threshold, "enough_thinking": enough_thinking}
@@ -115,8 +119,13 @@ def piece(
     threshold: float = 1.0,
     enough_thinking: bool = True,
     tables: bool = False,
+    read: str = "automata",
 ) -> experiment_pieces.Piece:
-    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds; `tables` cost a second."""
+    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds; `tables` cost a second.
+
+    Its own run reads a source that nothing before it has read, unless `read` says otherwise;
+    those of base, rpt and ntp read the stories.
+    """
     content = _tables(thought, direct) if tables else _no_tables(threshold, enough_thinking)
     stages = [
         {
@@ -128,7 +137,7 @@ def piece(
                 "document_tokens": 10**6,
             },
             "wall_seconds": 60.0,
-            "data": {"main": {"epochs/stories": 0.5}, "opening": None},
+            "data": {"main": {f"epochs/{_source(stage, read)}": 0.5}, "opening": None},
             "parameters": 1000,
             "gate": {"threshold": 0.8, "accuracy": 0.9, "passed": passed}
             if stage == "base"

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from rpt import (
     experiment_claims,
     experiment_lines,
     experiment_pieces,
+    experiment_pooled,
     experiment_report,
     experiment_results,
+    experiment_scaling_tables,
     experiment_tables,
+    statistics,
 )
 from tests.rpt import fixture_pieces
 from tests.rpt.fixture_pieces import claim, piece, plan
@@ -162,9 +166,29 @@ def test_nothing_is_shown_below_the_gate_or_without_a_gain(changes):
 def test_few_hard_positions_support_nothing():
     asked = claim("rpt", "thought_argmax", "base", "thought_argmax")
     assert not claimed(asked, plan(least_positions=1000))["pooled"]["shown"]
-    # Of other bins nothing is said beforehand.
+    # What is asked is a bin of the protocol's kind, and of others nothing is said beforehand.
+    by_asked = dataclasses.replace(asked, bin="asked")
+    found = claimed(by_asked, plan(least_positions=41))
+    assert found["seeds"]["0"]["difference"]["low"] > 0
+    assert not found["pooled"]["shown"]
+    assert found["pooled"]["seeds_shown"] == 0
+    assert claimed(by_asked, plan(least_positions=40))["pooled"]["shown"]
     by_label = dataclasses.replace(asked, bin="label:answer/2")
     assert claimed(by_label, plan(least_positions=1000))["pooled"]["shown"]
+
+
+def test_a_claim_about_asked_tokens_is_about_all_labels_of_its_part_but_noise():
+    asked = claim("rpt", "thought_argmax", "base", "thought_argmax", bin="asked")
+    found = claimed(asked)
+    one = {p.arm: p.recorded.measured for p in pieces((0,), ("base", "rpt"), tables=False)}
+    labelled_P = one["rpt"].bins["label:answer/2"] | one["rpt"].bins["label:answer/10"]
+    right = {arm: m.argmax_reward_PG[labelled_P].mean() for arm, m in one.items()}
+    assert found["seeds"]["0"]["n"] == labelled_P.sum() == 40
+    expected = right["rpt"] - right["base"]
+    assert found["seeds"]["0"]["difference"]["mean"] == pytest.approx(expected)
+    assert found["what"].endswith("; asked tokens of stories")
+    # A part without labels asks for nothing.
+    assert claimed(dataclasses.replace(asked, part="rlvr"))["pooled"] is None
 
 
 def test_gated_thinking_is_only_shown_where_enough_positions_think():
@@ -193,34 +217,86 @@ def found():
 
 def table(found, title):
     (chosen,) = (t for t in experiment_tables.tables(found) if t.title.startswith(title))
-    assert len({len(row) for row in (chosen.columns, *chosen.rows)}) == 1
-    return {row[0]: dict(zip(chosen.columns[1:], row[1:])) for row in chosen.rows}
+    assert len({len(row) for row in (chosen.heads, *chosen.rows)}) == 1
+    names = [head.name for head in chosen.heads[1:]]
+    return {row[0].text: dict(zip(names, row[1:])) for row in chosen.rows}
 
 
-def test_a_cell_is_the_mean_over_seeds_and_each_seed(found):
+def test_a_cell_is_the_mean_over_seeds_its_interval_and_each_seed(found):
     row = table(found, "Next-token accuracy: test, stories")["the rpt"]
     parts = [entry["parts"]["stories"] for entry in found["arms"]["rpt"]["seeds"].values()]
-    first, second = (part["bins"][">1.5"]["thought_argmax"]["mean"] for part in parts)
+    first, second = (part["bins"][">1.5"]["thought_argmax"] for part in parts)
+    measured = [p.recorded.measured for p in pieces() if p.arm == "rpt"]
+    masks = [m.bins[">1.5"] & m.in_part("stories") for m in measured]
+    over_both = statistics.pooled_estimate(
+        [(m.argmax_reward_PG[k].mean(1), m.document_P[k]) for m, k in zip(measured, masks)], seed=0
+    )
     cell = row["hard >1.5 nats, thought"]
-    assert cell == f"{(first + second) / 2:.3f} ({first:.2f}, {second:.2f})"
-    assert "easy >0.5 nats, no thought" in row
+    assert over_both.low < over_both.mean < over_both.high
+    assert cell.text == f"{over_both.mean:.3f} [{over_both.low:.3f}, {over_both.high:.3f}]"
+    assert cell.each == f"{first['mean']:.2f}, {second['mean']:.2f}"
+    bins = [f"{name}, no thought" for name in ("easy >0.5 nats", "medium >1.0 nats", "all")]
+    assert all("[" in row[name].text for name in bins)
     alone = table(experiment_results.results(pieces((0,))), "Next-token accuracy")["the rpt"]
-    assert alone["hard >1.5 nats, thought"] == f"{first:.3f}"
+    ends = f"[{first['low']:.3f}, {first['high']:.3f}]"
+    assert alone["hard >1.5 nats, thought"] == (f"{first['mean']:.3f} {ends}", "")
 
 
 def test_the_table_of_rlvr_has_each_arm_before_and_after(found):
-    assert found["rlvr"] == [["rpt", "rpt_rlvr"]]
+    assert found["rlvr"] == [["rpt", "rpt_rlvr"]]  # not rpt, which reads what its base has read
     rows = table(found, "RLVR")
-    assert list(rows) == ["the rpt"]
-    assert rows["the rpt"]["before, thought"].startswith("0.6")
-    assert rows["the rpt"]["after, thought"].startswith("0.8")
+    assert list(rows) == ["the rpt_rlvr"]
+    row = rows["the rpt_rlvr"]
+    assert row["before, thought"].text.startswith("0.6")
+    assert row["after, thought"].text.startswith("0.8")
+    assert all("[" in cell.text for name, cell in row.items() if name != "TFLOP")
+    assert row["TFLOP"].text == "3.00"
+
+
+def test_an_arm_after_rlvr_is_known_by_what_it_was_trained_on_and_not_by_its_name():
+    control = fixture_pieces.arm("control", "train", init="base")
+    again = fixture_pieces.arm("again", "train", init="base")
+    pretrained = fixture_pieces.arm("pretrained", init="base")
+    made = plan(arms=(*fixture_pieces.ARMS, control, again, pretrained))
+    read = {"again": "stories"}
+    given = [
+        piece(made, name, tables=True, read=read.get(name, "automata"))
+        for name in ("base", "control", "again", "pretrained")
+    ]
+    assert experiment_results.results(given)["rlvr"] == [["base", "control"]]
 
 
 def test_depths_stand_in_the_order_of_numbers_and_noise_is_no_depth(found):
-    columns = next(iter(table(found, "By depth of answer: test, stories").values()))
-    assert list(columns) == ["2", "10"]
+    rows = table(found, "By depth of answer: test, stories")
+    assert list(next(iter(rows.values()))) == ["2", "10"]
     assert not [t for t in experiment_tables.tables(found) if "depth of noise" in t.title]
-    assert table(found, "By depth of answer: test, stories")["n"]["2"] == "30 (30, 30)"
+    assert rows["n"]["2"] == ("30", "30, 30")
+    assert [name for name in rows if "rlvr" in name] == [
+        "the rpt_rlvr, no thought",
+        "the rpt_rlvr, thought",
+    ]
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, \d\.\d\d\]", rows["the rpt, thought"]["2"].text)
+
+
+@pytest.mark.parametrize(("shown", "groups"), [(2, ("<=2", ">2")), (10, ("<=10",)), (1, (">1",))])
+def test_depths_are_summed_up_to_what_stage_0_shows_and_above(shown, groups):
+    given = [piece(plan(shown_depth=shown), "rpt", seed, tables=True) for seed in (0, 1)]
+    found = experiment_results.results(given)
+    rows = table(found, "By depth of answer: test, stories")
+    named = [name for name in rows["n"] if name[0] in "<>" and rows["n"][name].text != "-"]
+    assert named == [*groups]
+    measured = given[0].recorded.measured
+    for name in groups:
+        depths = {"<": lambda d: d <= shown, ">": lambda d: d > shown}[name[0]]
+        labels = [d for d in (2, 10) if depths(d)]
+        mask_P = np.logical_or.reduce([measured.bins[f"label:answer/{d}"] for d in labels])
+        assert rows["n"][name].each == f"{mask_P.sum()}, {mask_P.sum()}"
+        alone = statistics.mean_estimate(
+            measured.argmax_reward_PG[mask_P].mean(1), measured.document_P[mask_P], seed=0
+        )
+        cell = rows["the rpt, thought"][name]
+        assert cell.text.startswith(f"{alone.mean:.2f} [")
+        assert cell.each == f"{alone.mean:.2f}, {alone.mean:.2f}"
 
 
 def test_the_hard_bin_is_taken_apart_by_kind_of_label_without_loss():
@@ -235,9 +311,9 @@ def test_the_hard_bin_is_taken_apart_by_kind_of_label_without_loss():
 
 def test_what_a_part_asks_for_are_its_labels_but_noise_or_all_of_it():
     measured = fixture_pieces.measured(0.5, 0.1)
-    assert np.flatnonzero(experiment_results.asked(measured, "stories")).tolist() == [*range(40)]
+    assert np.flatnonzero(experiment_pooled.asked(measured, "stories")).tolist() == [*range(40)]
     in_rlvr_P = measured.in_part("rlvr")
-    assert np.array_equal(experiment_results.asked(measured, "rlvr"), in_rlvr_P)
+    assert np.array_equal(experiment_pooled.asked(measured, "rlvr"), in_rlvr_P)
 
 
 def test_compute_counts_all_that_an_arm_continues(found):
@@ -247,7 +323,7 @@ def test_compute_counts_all_that_an_arm_continues(found):
     assert compute["flops_executed_alone"] == 10**12
     assert compute["wall_seconds"] == 180
     row = table(found, "Training compute")["the rpt_rlvr"]
-    assert row["most epochs"].startswith("1.50")
+    assert row["most epochs"].text == "1.00"  # base and rpt read the stories, rpt_rlvr others
 
 
 def test_a_scaling_curve_has_its_points_by_seed_with_and_without_stage_0(found):
@@ -267,8 +343,8 @@ def test_altered_thoughts_have_a_table_where_they_were_measured(found):
     row = found["arms"]["rpt"]["seeds"]["0"]["parts"]["stories"]["bins"][">1.5"]
     row["ablations"] = {"drop": {"accuracy": {"mean": 0.125, "low": 0.1, "high": 0.2}}}
     rows = table(found, "Altered thoughts")
-    assert rows["the rpt"]["drop"] == "0.125 (0.12)"
-    assert rows["the base"]["drop"] == "-"
+    assert rows["the rpt"]["drop"] == ("0.125 [0.100, 0.200]", "0.12")
+    assert rows["the base"]["drop"].text == "-"
     assert (
         rows["the rpt"]["true thought"]
         == table(found, "Next-token")["the rpt"]["hard >1.5 nats, thought"]
@@ -290,5 +366,5 @@ def test_a_leak_is_said_and_noise_has_its_table(found):
     assert len(leaks) == 1  # half of the noise and more is right with thought
     assert leaks[0].endswith("in seed 0, 1")
     row = table(found, "Noise")["the rpt"]
-    assert row["no think raw"] == "0.0 (0.0, 0.0)"
-    assert float(row["thought argmax"].split()[0]) > 3
+    assert row["no think raw"] == ("0.0", "0.0, 0.0")
+    assert float(row["thought argmax"].text) > 3
