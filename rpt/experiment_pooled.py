@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from rpt import evaluation, evaluation_positions, experiment_pieces, statistics
+from rpt import evaluation, experiment_pieces, statistics
 
 _BOTH = ("no_think", "thought_argmax")
 MODES = (*_BOTH, "thought_sample")

@@ -69,9 +69,11 @@ def studies(
             yield curve, measure, with_stage0, found
 
 
-def as_json(scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def as_json(
+    scaling: Mapping[str, Any], resamples: int = scaling_points.RESAMPLES
+) -> list[dict[str, Any]]:
     """`scaling_fits` of results.json, from its `scaling`."""
-    return [_entry(*found) for found in studies(list(points(scaling)))]
+    return [_entry(*found) for found in studies(list(points(scaling)), resamples)]
 
 
 def entry(study: scaling_points.Study) -> dict[str, Any]:

@@ -150,6 +150,22 @@ def test_an_arm_comes_after_what_it_needs_else_in_its_own_order():
     assert parts["seed7/evaluate_ntp"].needs == ("seed7/ntp", "seed7/positions")
 
 
+@pytest.mark.parametrize("name", ["fetch:smollm2", "/models/a", "./a.gguf"])
+def test_a_checkpoint_may_be_the_reference_and_the_positions_come_first(name, tmp_path):
+    given = whole(reference=name, claims=())
+    parts = experiment_plan.parts(given)
+    assert next(iter(parts)) == "positions"
+    assert parts["positions"].needs == ()
+    assert list(parts).index("evaluate_base") == list(parts).index("base") + 1
+    assert parts["evaluate_base"].needs == ("base", "positions")
+    rpt = given.experiment.arm("rpt")
+    for of_arm in (rpt, None):
+        settings = experiment_plan.evaluation_config(given, tmp_path, of_arm)
+        assert settings.evaluate.reference == name
+    by_arm = experiment_plan.evaluation_config(whole(), tmp_path, rpt)
+    assert by_arm.evaluate.reference == str(tmp_path / "reference")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -160,7 +176,12 @@ def test_an_arm_comes_after_what_it_needs_else_in_its_own_order():
             {"arms": (*fixture_pieces.ARMS, arm("x", init="y"), arm("y", flops_of="x"))},
             "circle: x, y",
         ),
-        ({"reference": "proxy"}, "reference='proxy' is no arm"),
+        (
+            {"reference": "proxy"},
+            r"reference='proxy' is no arm \(these are base, .*\) and no checkpoint \('fetch:NAME'",
+        ),
+        ({"reference": ""}, "reference='' is no arm"),
+        ({"shown_depth": -1}, "shown_depth must not be negative"),
         ({"seeds": (0, 1, 0)}, "seeds must differ; 0 is there twice"),
         (
             {"claims": (claim("rpt", "gated", "reference", "gated"),)},
@@ -191,7 +212,7 @@ def test_arms_have_names_that_nothing_else_has(name):
         ),
         (
             {"claims": (claim("rpt", "gated", "rpt", "no_think", bin=">2"),)},
-            r"bin='>2' is not evaluated; choose one of all, gate, >1\.5",
+            r"bin='>2' is not evaluated; choose one of all, gate, asked, >1\.5",
         ),
         (
             {

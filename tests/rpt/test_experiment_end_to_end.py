@@ -132,6 +132,29 @@ def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finis
     assert len(readings) == len(EVALUATED)
 
 
+def test_a_checkpoint_as_the_reference_makes_the_positions_that_an_arm_would(finished, tmp_path):
+    workdir, settings = finished
+    arm = workdir / "seed3" / "reference"
+    plan = dataclasses.replace(settings.experiment, reference=str(arm))
+    named = dataclasses.replace(settings, experiment=plan)
+    experiment.run_part(named, tmp_path, "seed3/positions")
+    for split in ("validation", "test"):
+        made = [
+            (root / "seed3" / "evaluation" / f"positions_{split}.jsonl").read_text()
+            for root in (tmp_path, workdir)
+        ]
+        assert made[0] == made[1]
+    # The arms' tokens are what is evaluated.
+    data = dataclasses.replace(settings.data, tokenizer="miniature:320")
+    other = dataclasses.replace(named, data=data)
+    with pytest.raises(ValueError, match=r"reference .*reference has another tokenizer"):
+        experiment.run_part(other, tmp_path / "other", "seed3/positions")
+    plan = dataclasses.replace(plan, reference=str(tmp_path / "nothing"))
+    nothing = dataclasses.replace(settings, experiment=plan)
+    with pytest.raises(FileNotFoundError, match="nothing: neither a run directory nor"):
+        experiment.run_part(nothing, tmp_path / "none", "seed3/positions")
+
+
 def test_trials_read_validation_alone(finished, tmp_path):
     workdir, settings = finished
     trial = tmp_path / "seed3"

@@ -17,7 +17,6 @@ from rpt import (
     experiment_pooled,
     experiment_report,
     experiment_results,
-    experiment_scaling_tables,
     experiment_tables,
     statistics,
 )
@@ -356,6 +355,12 @@ def test_the_report_states_goals_first_and_that_seeds_are_few(found):
     assert text.index("## Goals") < text.index("## Other claims") < text.index("## Next-token")
     assert "2 seeds are few" in text
     assert all(c["what"] in text for c in found["claims"])
+    assert experiment_tables.READING in text
+    # One budget is no curve, and that is said too.
+    assert "## Scaling points" in text
+    fits = text.partition("## Scaling fits")[2].splitlines()
+    assert fits[4].startswith("| by reward | hard tokens, without a thought | after stage 0 | - |")
+    assert [fit["forms"] for fit in found["scaling_fits"]] == [{}] * 4
     goals = experiment_lines.claim_lines(found, goals=True)
     assert len(goals) == 1
     assert "shown in 2 of 2 seeds" in goals[0]
