@@ -1,8 +1,9 @@
 """From an experiment's config to its parts: what is run, with which config, after what.
 
 Every seed has a part for each arm, `positions` (the shared file of evaluated positions, made by the
-reference, an arm or a checkpoint) and `evaluate_ARM` for each evaluated arm. Parts are called 'rpt', or 'seed1/rpt' where
-there are several seeds; seed 1 is then an experiment of its own in the folder seed1.
+reference, an arm or a checkpoint) and `evaluate_ARM` for each evaluated arm. Parts are called
+'rpt', or 'seed1/rpt' where there are several seeds; seed 1 is then an experiment of its own in the
+folder seed1.
 """
 
 import dataclasses

@@ -121,8 +121,7 @@ def test_the_tables_of_the_report_stand_on_the_page(tmp_path):
             seen = re.sub(r"</t[hd]>", "|", html_row.replace("<small>", " "))
             cells = [f"{text} {each}".strip() for text, each in row]
             assert html.unescape(re.sub("<[^>]*>", "", seen)) == "|".join([*cells, ""])
-    first = table_of(page, tables[0].title)
-    assert "0.480 [0.468, 0.492]" in first
+    assert "0.540 [0.528, 0.552]<small>0.54, 0.54</small>" in table_of(page, tables[0].title)
     # Without several experiments there is no name before a title.
     assert "<h3>Next-token accuracy: test, stories</h3>" in page
 
@@ -134,16 +133,16 @@ def table_of(page: str, label: str) -> str:
 
 
 def test_what_columns_mean_is_said_in_the_open_and_every_table_and_row_has_its_name(tmp_path):
-    report_fixture.seeds(tmp_path / "mini", 2, scaling=True)
-    path = report.write(tmp_path / "mini", resamples=4)
-    page = Page(path.read_text())
+    report_fixture.seeds(tmp_path / "mini", 2)
+    text = made(tmp_path / "mini")
+    page = Page(text)
     assert "hard, sampled: the answer after it sampled" in page.text
     assert not [th for th in page.having("th") if "title" in th]
     regions = [tag["aria-label"] for tag in page.having("div") if tag.get("role") == "region"]
     assert len(regions) > 12
     assert "table" not in regions
     assert len(set(regions)) == len(regions)
-    (pairs,) = re.findall(r'<div class="pairs">(.*?)</p></div>', path.read_text())
+    (pairs,) = re.findall(r'<div class="pairs">(.*?)</p></div>', text)
     names = re.findall(r'<span class="arm">(.*?)</span>(?:</span>)?<span class="seed">', pairs)
     shown = ["base", "RPT + trunk NTP", "continued NTP", "mixed_sft"]
     hidden = '<span class="unseen">'
