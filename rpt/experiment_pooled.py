@@ -19,7 +19,7 @@ Letters: P positions.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,14 @@ _SAMPLES_OF_LABELS = 500
 
 # bool [P] of a seed's positions.
 Mask = Callable[[evaluation.Measured], np.ndarray]
+
+
+class _Seed(NamedTuple):
+    """A piece, with the document of each of its positions, which takes long to find."""
+
+    piece: experiment_pieces.Piece
+    measured: evaluation.Measured
+    document_P: np.ndarray
 
 
 def depth_of(label: str) -> tuple[str, int] | None:
@@ -59,35 +67,36 @@ def pooled(
     pieces: Sequence[experiment_pieces.Piece], claim_part: str, shown_depth: int
 ) -> dict[str, Any]:
     """The above by part, of one arm's pieces."""
-    (measured, *_) = (piece.recorded.measured for piece in pieces)
+    found = [(piece, piece.recorded.measured) for piece in pieces]
+    seeds = [_Seed(piece, measured, measured.document_P) for piece, measured in found]
     return {
-        part: _of_part(pieces, part, part == claim_part, shown_depth) for part in measured.parts()
+        part: _of_part(seeds, part, part == claim_part, shown_depth)
+        for part in seeds[0].measured.parts()
     }
 
 
-def _of_part(
-    pieces: Sequence[experiment_pieces.Piece], part: str, main: bool, shown_depth: int
-) -> dict[str, Any]:
-    seeds = [piece.recorded.measured for piece in pieces]
-    hard = seeds[0].hard_bin
-    nested = [name for name in seeds[0].bins if name.startswith(">")]
+def _of_part(seeds: Sequence[_Seed], part: str, main: bool, shown_depth: int) -> dict[str, Any]:
+    hard = seeds[0].measured.hard_bin
+    nested = [name for name in seeds[0].measured.bins if name.startswith(">")]
     bins = [*nested, evaluation.ALL] if main else [hard]
     in_bins = {n: _means(seeds, functools.partial(_in_bin, part, n), MODES) for n in bins}
     labels = _labels(seeds, part)
     return {
         "bins": {name: means for name, means in in_bins.items() if means is not None},
         "asked": _means(seeds, functools.partial(asked, part=part), _BOTH),
-        "gated": _gated(pieces, part),
+        "gated": _gated(seeds, part),
         "labels": labels,
         "depths": _depths(seeds, part, list(labels), shown_depth),
     }
 
 
-def _labels(seeds: Sequence[evaluation.Measured], part: str) -> dict[str, Any]:
+def _labels(seeds: Sequence[_Seed], part: str) -> dict[str, Any]:
     """By label; all parts together have none that a part has not."""
     if part == evaluation.ALL:
         return {}
-    names = dict.fromkeys(name for m in seeds for name in m.bins if name.startswith("label:"))
+    names = dict.fromkeys(
+        name for m in seeds for name in m.measured.bins if name.startswith("label:")
+    )
     found = {
         name.removeprefix("label:"): _means(
             seeds, functools.partial(_in_bin, part, name), _BOTH, _SAMPLES_OF_LABELS
@@ -98,7 +107,7 @@ def _labels(seeds: Sequence[evaluation.Measured], part: str) -> dict[str, Any]:
 
 
 def _depths(
-    seeds: Sequence[evaluation.Measured], part: str, labels: Sequence[str], shown_depth: int
+    seeds: Sequence[_Seed], part: str, labels: Sequence[str], shown_depth: int
 ) -> dict[str, Any]:
     """By family and group of depths."""
     found: dict[str, dict[str, Any]] = {}
@@ -124,26 +133,29 @@ def _in_labels(part: str, labels: Sequence[str], measured: evaluation.Measured) 
 
 
 def _means(
-    seeds: Sequence[evaluation.Measured], mask: Mask, modes: Sequence[str], samples: int = 2000
+    seeds: Sequence[_Seed], mask: Mask, modes: Sequence[str], samples: int = 2000
 ) -> dict[str, Any] | None:
     """E of each mode; None where no seed has such a position."""
-    masked = [(m, mask_P) for m in seeds if (mask_P := mask(m)).any()]
+    masked = [(seed, mask_P) for seed in seeds if (mask_P := mask(seed.measured)).any()]
     if not masked:
         return None
     return {
         mode: _estimate(
-            [(evaluation.values(m, mask_P, mode), m.document_P[mask_P]) for m, mask_P in masked],
+            [
+                (evaluation.values(seed.measured, mask_P, mode), seed.document_P[mask_P])
+                for seed, mask_P in masked
+            ],
             samples,
         )
         for mode in modes
     }
 
 
-def _gated(pieces: Sequence[experiment_pieces.Piece], part: str) -> dict[str, Any] | None:
-    """None where no arm of a seed was thought through."""
+def _gated(seeds: Sequence[_Seed], part: str) -> dict[str, Any] | None:
+    """None where no document was thought through."""
     runs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {mode: [] for mode in _BOTH}
-    for piece in pieces:
-        measured, gated = piece.recorded.measured, (piece.evaluation["gated"] or {}).get(part)
+    for piece, measured, document_P in seeds:
+        gated = (piece.evaluation["gated"] or {}).get(part)
         mask_P = _in_bin(part, evaluation.GATE, measured)
         if gated is None or not mask_P.any():
             continue
@@ -151,7 +163,7 @@ def _gated(pieces: Sequence[experiment_pieces.Piece], part: str) -> dict[str, An
         for mode in _BOTH:
             at = threshold if mode == "thought_argmax" else None
             values_P = evaluation.values(measured, mask_P, mode, at)
-            runs[mode].append((values_P, measured.document_P[mask_P]))
+            runs[mode].append((values_P, document_P[mask_P]))
     if not runs["no_think"]:
         return None
     return {mode: _estimate(of_mode) for mode, of_mode in runs.items()}
