@@ -260,7 +260,7 @@ def depths(found: Results, part: str, family: str) -> cells.Table:
     """
     labels = [label for label in _labels(found, part) if _family(label) == family]
     shown = found["shown_depth"]
-    words = (f"worked thoughts of depths up to {shown} are shown in stage 0", "")
+    words = (f"stage 0 shows worked thoughts up to depth {shown}, of what it trains on", "")
     groups = experiment_pooled.depth_groups(shown)
 
     def columns(mode: str) -> list[cells.Column]:
