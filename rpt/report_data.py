@@ -17,7 +17,6 @@ from rpt import experiment_lines, scaling_points, scaling_studies
 # Beside the arms: it only sorts positions by difficulty.
 _REFERENCE = "reference"
 _FIELDS = {"hypothesis", "seeds", "commits", "claim_part", "bin", "claims", "arms", "scaling"}
-_FIELDS |= {"scaling_fits", "rlvr", "shown_depth"}
 _RESULTS, _METRICS, _SUMMARY = "results.json", "metrics.jsonl", "summary.json"
 
 
