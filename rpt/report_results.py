@@ -4,7 +4,13 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rpt import report_charts, report_data, report_svg, scaling_points
+from rpt import (
+    experiment_preregistration,
+    report_charts,
+    report_data,
+    report_svg,
+    scaling_points,
+)
 
 _MODES = (("no_think", "without a thought", "hollow"), ("thought_argmax", "with a thought", "full"))
 text = html.escape
@@ -29,7 +35,7 @@ def claims(report: report_data.Report) -> str:
     scale = (low - margin, high + margin)
     parts = [
         f'<blockquote class="hypothesis"><p>{text(labelled[0][1]["hypothesis"])}</p>'
-        "<footer>claimed in the config, before the runs</footer></blockquote>",
+        f"<footer>{text(experiment_preregistration.words(labelled[0][1]))}</footer></blockquote>",
     ]
     for title, goal in (("Goals", True), ("Other claims", False)):
         of_kind = {n: found for n, found in rows.items() if found[0][1]["goal"] == goal}
