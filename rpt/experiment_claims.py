@@ -138,9 +138,7 @@ def _supported(
     bin = asked.bin or hard
     counted = {hard: (hard,), evaluation.GATE: (evaluation.GATE, hard)}.get(bin, ())
     enough = all(_positions(asked, a, each).sum() >= plan.least_positions for each in counted)
-    gains = (
-        asked.mode_a != "gated" or a.evaluation["gated"][asked.part]["reported"]["gain_shown"]
-    )
+    gains = asked.mode_a != "gated" or a.evaluation["gated"][asked.part]["reported"]["gain_shown"]
     return bool(all(gate is None or gate["passed"] for gate in gates) and enough and gains)
 
 

@@ -20,7 +20,8 @@ Plan = Mapping[str, Any]
 def record(root: pathlib.Path, split: str, plan: Plan) -> None:
     """Before the first reading of a split; later ones change nothing."""
     path = _path(root, split)
-    if not path.is_file():
+    was_read = any(path.parent.glob(f"*/{split}/results.json"))
+    if not path.is_file() and not was_read:
         path.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(path, {**now(), "plan": plan})
 
@@ -43,7 +44,7 @@ def _path(root: pathlib.Path, split: str) -> pathlib.Path:
 def changes(before: Plan, after: Plan) -> list[str]:
     """What is claimed otherwise: fields, claims that are new or others, goals that are dropped.
 
-    Claims that are no goals may be left out, as by an experiment of fewer arms in the same directory.
+    Claims that are no goals may be left out, as by fewer arms in the same directory.
     """
     old, new = ({claim["name"]: claim for claim in plan["claims"]} for plan in (before, after))
     dropped = [name for name, claim in old.items() if claim["goal"] and name not in new]

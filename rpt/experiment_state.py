@@ -3,14 +3,14 @@
 A part is done when its files are there. What they were made from is compared at every start, before
 a part that needs them, and before the report:
 
-    an arm         its config, which holds a budget in FLOPs as a number of steps; and the parameters
-                   that it was given (run.json) with those that the arm before it has now
+    an arm         its config, where a budget in FLOPs is a number of steps; and the parameters that
+                   it was given (run.json) with those that the arm before it has now
     positions      the documents, their order, and the reference's parameters
     an evaluation  the arm's parameters, config.evaluate, and the positions
 
-What does not fit is refused in a line that says what to move away. Two things are made anew instead:
-the evaluation of an arm that was trained anew, and one of validation with other settings or
-positions. Test is not read again because a setting has changed: that is refused.
+What does not fit is refused in a line that says what to move away. Two things are made anew
+instead: the evaluation of an arm that was trained anew, and one of validation with other settings
+or positions. Test is not read again because a setting has changed: that is refused.
 
 A run without a record of what it was given (of an earlier version) is compared by time: it did not
 begin from a run that began later. Settings that an evaluation does not tell are not compared.
@@ -111,8 +111,8 @@ def check(
                 raise _test_was_read(root, part.arm, difference)
         else:
             _check_beginning(config, root, part)
-            known = [name in every and is_done(config, workdir, every[name]) for name in part.needs]
-            if is_done(config, workdir, part) and all(known):
+            names = (part.name, *part.needs)
+            if all(is_done(config, workdir, every[name]) for name in names):
                 _check_config(config, root, part)
 
 
@@ -201,14 +201,16 @@ def _check_positions(
             continue
         about = evaluation_positions.read_about(path)
         settings = _settings(config, root, part.seed, reference)
-        evaluation_positions.check(path, about, evaluation_reference.text_of(settings, settings.mixture(split)))
+        evaluation_positions.check(
+            path, about, evaluation_reference.text_of(settings, settings.mixture(split))
+        )
         if not _is_trained(root, reference):
             continue
         if about["reference"]["params_sha256"] != _params_sha256(root, reference):
             raise ValueError(
-                f"{path} was made by another reference than {root / reference} is now; put that one "
-                f"back, or move {root / 'evaluation'} and {root / 'pieces'} away to measure every "
-                "arm anew, which reads test again"
+                f"{path} was made by another reference than {root / reference} is now; put that "
+                f"back, or move {root / 'evaluation'} and {root / 'pieces'} away to measure all "
+                "arms anew, which reads test again"
             )
 
 
@@ -251,6 +253,6 @@ def _difference(
 def _test_was_read(root: pathlib.Path, arm: str, difference: str) -> ValueError:
     folder, piece = root / "evaluation" / arm, experiment_pieces.path(root, arm)
     return ValueError(
-        f"{folder} has read test with other settings or positions ({difference}); give these again, "
-        f"or move it and {piece} away, and test is read once more, which its log says"
+        f"{folder} has read test with other settings or positions ({difference}); give these "
+        f"again, or move it and {piece} away, and test is read once more, which its log says"
     )
