@@ -112,10 +112,11 @@ class ExperimentConfig:
     Attributes:
       hypothesis: in words.
       claim_part: the part of the evaluation's mixture that the main tables are about.
-      least_positions: fewer hard positions than this, in any seed, support no claim.
+      least_positions: fewer hard positions than this, in any seed, support no claim; nor do fewer
+        positions of bin 'gate' a claim about that bin.
       split: what is reported. With 'validation' nothing reads test: trials, to choose settings by.
-      seeds: each is an experiment of its own below seedN/, and the report pools them; none is the
-        config's seed alone.
+      seeds: each is an experiment of its own below seedN/, on documents of its own, and the report
+        pools them and further ones that it finds there; none is the config's seed alone.
       reference: the arm that is the frozen model behind bin_entropy, best with a seed_offset.
       arms: in the order of starting and of the tables, as far as they do not need each other.
       claims: in the order of the report.
