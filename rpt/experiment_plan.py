@@ -65,7 +65,7 @@ def of_seed(config: config_lib.Config, seed: int) -> config_lib.Config:
     """One seed's experiment as one that stands alone.
 
     It evaluates documents of its own: an interval that pools seeds takes documents of different
-    seeds for different ones. A split that holds few, such as pydoc's, still has some in common.
+    seeds for different ones. A split that holds few, such as pydoc's, has the same in every seed.
     """
     plan = dataclasses.replace(config.experiment, seeds=())
     evaluate = dataclasses.replace(config.evaluate, seed=seed)

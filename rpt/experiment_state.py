@@ -195,22 +195,22 @@ def _check_positions(
     config: config_lib.Config, root: pathlib.Path, part: experiment_plan.Part
 ) -> None:
     reference = config.experiment.reference
+    settings = _settings(config, root, part.seed, reference)
     for split in part.splits:
         path = positions_path(root, split)
         if not path.is_file():
             continue
         about = evaluation_positions.read_about(path)
-        settings = _settings(config, root, part.seed, reference)
-        evaluation_positions.check(
-            path, about, evaluation_reference.text_of(settings, settings.mixture(split))
-        )
-        if not _is_trained(root, reference):
-            continue
-        if about["reference"]["params_sha256"] != _params_sha256(root, reference):
+        now = evaluation_reference.text_of(settings, settings.mixture(split))
+        changes = [f"config.evaluate's {name}" for name in now if about[name] != now[name]]
+        digest = about["reference"]["params_sha256"]
+        if _is_trained(root, reference) and digest != _params_sha256(root, reference):
+            changes.append(str(root / reference))
+        if changes:
             raise ValueError(
-                f"{path} was made by another reference than {root / reference} is now; put that "
-                f"back, or move {root / 'evaluation'} and {root / 'pieces'} away to measure all "
-                "arms anew, which reads test again"
+                f"{path} was made with another {changes[0]} than there is now; put that back, or "
+                f"move {root / 'evaluation'} and {root / 'pieces'} away to measure all arms anew, "
+                "which reads test again"
             )
 
 

@@ -145,11 +145,11 @@ def test_a_control_of_another_budget_is_refused(root):
 
 def test_positions_of_another_reference_or_other_documents_are_refused(root):
     train(root, whole(), "reference", "another")
-    with pytest.raises(ValueError, match=r"made by another reference than .*reference is now"):
+    with pytest.raises(ValueError, match=r"made with another .*reference than there is now; put"):
         check(root)
     train(root, whole(), "reference", "reference")
     check(root)
-    with pytest.raises(ValueError, match="made with another documents"):
+    with pytest.raises(ValueError, match=r"made with another config.evaluate's documents than"):
         check(root, whole(documents=10))
 
 
