@@ -43,7 +43,7 @@ _SHORT_CHAIN = {"min_variables": 3, "max_variables": 4, "min_questions": 1}
 _SHORT = {"min_items": 4, "max_items": 6}
 # Only the arms that gated thinking is claimed of are thought through at every position.
 _LEAN = {"evaluate.gate_documents": 0, "evaluate.ablations": ()}
-_IDLE = 0.06  # of the words of worked documents, and of the English, have an empty thought behind
+_IDLE = 0.06  # of the words of worked documents, and of the English, have an empty thought
 
 
 def _puzzles(family: str, kind: str, split: str = "train", short: bool = False, **more) -> str:

@@ -113,10 +113,11 @@ class ExperimentConfig:
     Attributes:
       hypothesis: in words.
       claim_part: the part of the evaluation's mixture that the main tables are about.
-      least_positions: fewer hard or asked positions than this, in any seed, support no claim.
+      least_positions: fewer hard positions than this, in any seed, support no claim; nor do fewer
+        positions of bin 'gate' or 'asked' a claim about that bin.
       split: what is reported. With 'validation' nothing reads test: trials, to choose settings by.
-      seeds: each is an experiment of its own below seedN/, and the report pools them; none is the
-        config's seed alone.
+      seeds: each is an experiment of its own below seedN/, on documents of its own, and the report
+        pools them and further ones that it finds there; none is the config's seed alone.
       reference: the frozen model behind bin_entropy: an arm, best with a seed_offset; or a
         checkpoint: 'fetch:NAME', or a path with a '/' to a run, a Hugging Face folder or a GGUF
         file.

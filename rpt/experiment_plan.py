@@ -63,9 +63,14 @@ def folder(config: config_lib.Config, seed: int) -> str:
 
 
 def of_seed(config: config_lib.Config, seed: int) -> config_lib.Config:
-    """One seed's experiment as one that stands alone."""
+    """One seed's experiment as one that stands alone.
+
+    It evaluates documents of its own: an interval that pools seeds takes documents of different
+    seeds for different ones. A split that holds few, such as pydoc's, has the same in every seed.
+    """
     plan = dataclasses.replace(config.experiment, seeds=())
-    return dataclasses.replace(config, seed=seed, experiment=plan)
+    evaluate = dataclasses.replace(config.evaluate, seed=seed)
+    return dataclasses.replace(config, seed=seed, evaluate=evaluate, experiment=plan)
 
 
 def parts(config: config_lib.Config) -> dict[str, Part]:

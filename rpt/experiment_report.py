@@ -10,13 +10,17 @@ are seeds; what is pooled is the mean over seeds, its bootstrap over the documen
 
     hypothesis, seeds, commits (of the evaluations), split, claim_part, bin (the hardest), bins_nats
     shown_depth  of the plan
-    missing      evaluations that the plan has and that are not there yet
+    plan         of the first reading of the split: time, commit; `changed` since then (hypothesis,
+                 split, claim_part, least_positions, claims), changed_time, changed_commit; null:
+                 the first reading was not recorded
+    missing      evaluations that the plan has, in its seeds, and that are not there yet
     gates        by run and seed: accuracy, threshold, passed
     claims       each: name, what, goal, arms;
-      seeds        difference E, n, supported (enough positions, gates passed, enough thinking),
-                   shown (supported, and the lower end is above 0)
+      seeds        difference E, n, supported (enough positions, gates passed, a gated arm thinks
+                   enough and gains by it), shown (supported, and the lower end is above 0)
       pooled       difference E, standard_deviation of the seeds' means, seeds, seeds_shown, shown
-                   (supported in every seed, and the lower end is above 0); null: not measured
+                   (measured in all seeds of the plan, supported in every measured one, and the
+                   lower end is above 0); null: not measured
     arms         each: title, command, init, curve;
       seeds        params_sha256, test_reading, compute, documents (of points of a curve: per
                    document n and right ones), and for 'all' and each part of the mixture `parts`:
@@ -55,6 +59,7 @@ from rpt import (
     experiment_curves,
     experiment_lines,
     experiment_pieces,
+    experiment_preregistration,
     experiment_results,
     experiment_scaling_tables,
     experiment_tables,
@@ -65,19 +70,24 @@ _WIDTH = 160
 
 
 def make(
-    pieces: Sequence[experiment_pieces.Piece], out: pathlib.Path, *, quiet: bool = False
+    pieces: Sequence[experiment_pieces.Piece],
+    out: pathlib.Path,
+    *,
+    seeds: tuple[int, ...] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Writes results.json, report.md and curves.png; returns the first.
 
     Args:
       pieces: of one experiment, at least one.
       out: folder, made if missing.
+      seeds: that are asked for; None is the plan's.
       quiet: print no tables.
 
     Raises:
       PermissionError: it cannot be written.
     """
-    found = experiment_results.results(pieces)
+    found = experiment_results.results(pieces, seeds)
     json.dumps(found, allow_nan=False)  # strict, or nothing is written
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +106,8 @@ def markdown(found: dict[str, Any]) -> list[str]:
     """The lines of report.md."""
     seeds = ", ".join(map(str, found["seeds"]))
     lines = [f"# RPT experiment, seed{'s' * (len(found['seeds']) > 1)} {seeds}"]
-    lines += ["", found["hypothesis"], ""]
+    claimed = experiment_preregistration.words(found)
+    lines += ["", found["hypothesis"], "", f"{claimed[0].upper()}{claimed[1:]}.", ""]
     claims = {
         "Goals": experiment_lines.claim_lines(found, goals=True),
         "Other claims": experiment_lines.claim_lines(found, goals=False),

@@ -3,6 +3,7 @@
 Letters: P positions.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from rpt import (
     experiment_config,
     experiment_pieces,
     experiment_pooled,
+    experiment_preregistration,
     scaling_studies,
 )
 
@@ -26,9 +28,18 @@ RLVR_PART = "rlvr"
 UNLABELLED = "unlabelled"
 
 
-def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
-    """Everything of results.json; what has no piece yet is left out and named in `missing`."""
+def results(
+    pieces: Sequence[experiment_pieces.Piece], seeds: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Everything of results.json; what has no piece yet is left out and named in `missing`.
+
+    Args:
+      pieces: of one experiment, at least one.
+      seeds: that are asked for; None is the plan's. There may be pieces of further ones.
+    """
     plan, hard = pieces[0].plan, experiment_claims.hard_bin(pieces[0])
+    if seeds is not None:
+        plan = dataclasses.replace(plan, seeds=seeds)
     by_seed = {
         seed: {piece.arm: piece for piece in pieces if piece.seed == seed}
         for seed in sorted({piece.seed for piece in pieces})
@@ -38,7 +49,13 @@ def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
         "hypothesis": plan.hypothesis,
         "seeds": list(by_seed),
         "commits": sorted({piece.content["commit"] for piece in pieces}),
-        "missing": [f"seed{s}/{name}" for s in by_seed for name in names if name not in by_seed[s]],
+        "plan": experiment_preregistration.history([piece.content for piece in pieces]),
+        "missing": [
+            f"seed{seed}/{name}"
+            for seed in plan.seeds or by_seed
+            for name in names
+            if name not in by_seed.get(seed, {})
+        ],
         "split": plan.split,
         "claim_part": plan.claim_part,
         "bin": hard,

@@ -16,7 +16,8 @@ from rpt import experiment_lines, scaling_points, scaling_studies
 
 # Beside the arms: it only sorts positions by difficulty.
 _REFERENCE = "reference"
-_FIELDS = {"hypothesis", "seeds", "commits", "claim_part", "bin", "claims", "arms", "scaling"}
+_KEPT = ("hypothesis", "plan", "split", "claim_part", "bin", "commits")
+_FIELDS = {*_KEPT, "seeds", "claims", "arms", "scaling"}
 _RESULTS, _METRICS, _SUMMARY = "results.json", "metrics.jsonl", "summary.json"
 
 
@@ -231,7 +232,7 @@ def _of_seed(found: Mapping[str, Any], seed: int) -> dict[str, Any]:
                 "compute": arm["seeds"][key]["compute"],
             }
     return {
-        **{name: found[name] for name in ("hypothesis", "claim_part", "bin", "commits")},
+        **{name: found[name] for name in _KEPT},
         "claims": [
             {**{n: claim[n] for n in ("name", "what", "goal")}, **claim["seeds"][key]}
             for claim in found["claims"]

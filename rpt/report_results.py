@@ -6,6 +6,7 @@ from typing import Any
 
 from rpt import (
     experiment_cells,
+    experiment_preregistration,
     experiment_scaling_tables,
     report_charts,
     report_data,
@@ -38,7 +39,7 @@ def claims(report: report_data.Report) -> str:
     scale = (low - margin, high + margin)
     parts = [
         f'<blockquote class="hypothesis"><p>{text(labelled[0][1]["hypothesis"])}</p>'
-        "<footer>claimed in the config, before the runs</footer></blockquote>",
+        f"<footer>{text(experiment_preregistration.words(labelled[0][1]))}</footer></blockquote>",
     ]
     for title, goal in (("Goals", True), ("Other claims", False)):
         of_kind = {n: found for n, found in rows.items() if found[0][1]["goal"] == goal}

@@ -50,7 +50,7 @@ def points(scaling: Mapping[str, Any]) -> Iterator[scaling_points.Point]:
                     budget_FLOPs=float(np.mean(budgets[point["arm"]])),
                     stage0_FLOPs=point["flops"] - trained,
                     trained_FLOPs=trained,
-                    # Each seed has a reference of its own, and so positions of its own.
+                    # Each seed draws documents of its own: number 3 of two seeds is not the same.
                     documents={f"{point['seed']}/{d}": pair for d, pair in enumerate(counted)},
                 )
 

@@ -102,9 +102,9 @@ def _source(arm: str, read: str) -> str:
     return "stories" if arm in ("base", "rpt", "ntp") else read
 
 
-def _no_tables(threshold: float, enough_thinking: bool) -> dict:
+def _no_tables(threshold: float, gain_shown: bool) -> dict:
     """What a claim asks for."""
-    reported = {"threshold": threshold, "enough_thinking": enough_thinking}
+    reported = {"threshold": threshold, "gain_shown": gain_shown}
     return {"parts": {}, "gated": {"stories": {"reported": reported}}}
 
 
@@ -117,7 +117,8 @@ def piece(
     direct: float = 0.1,
     passed: bool = True,
     threshold: float = 1.0,
-    enough_thinking: bool = True,
+    gain_shown: bool = True,
+    claimed: dict | None = None,
     tables: bool = False,
     read: str = "automata",
 ) -> experiment_pieces.Piece:
@@ -126,7 +127,7 @@ def piece(
     Its own run reads a source that nothing before it has read, unless `read` says otherwise;
     those of base, rpt and ntp read the stories.
     """
-    content = _tables(thought, direct) if tables else _no_tables(threshold, enough_thinking)
+    content = _tables(thought, direct) if tables else _no_tables(threshold, gain_shown)
     stages = [
         {
             "arm": stage,
@@ -147,12 +148,14 @@ def piece(
     ]
     return experiment_pieces.Piece(
         {
-            "schema": 1,
+            "schema": 2,
             "arm": name,
             "seed": seed,
             "commit": "0123456",
             "time": "2026-01-01T00:00:00+0000",
             "plan": experiment_pieces.plan_json(made),
+            "claimed": claimed,
+            "renewals": [],
             "stages": stages,
             "evaluation": {
                 "settings": {"bins_nats": [0.5, 1.0, 1.5]},

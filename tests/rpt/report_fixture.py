@@ -134,13 +134,14 @@ def results(seeds=(0,), scaling: bool = False) -> dict:
     arms = {name: arm(name, 0.45 + 0.03 * i, seeds) for i, name in enumerate(ARMS)}
     return {
         "hypothesis": "Thinking pays where the next token is hard. " + HOSTILE,
+        "plan": None,
+        "split": "test",
         "seeds": list(seeds),
         "commits": ["0123456789abcdef"],
         "missing": ["seed9/rpt"],
         "claim_part": "stories",
         "bin": ">1.5",
         "bins_nats": [0.5, 1.5],
-        "split": "test",
         "shown_depth": 3,
         "rlvr": [["base", "rpt"]],
         "scaling_fits": [],

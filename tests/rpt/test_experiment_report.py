@@ -15,6 +15,7 @@ from rpt import (
     experiment_lines,
     experiment_pieces,
     experiment_pooled,
+    experiment_preregistration,
     experiment_report,
     experiment_results,
     experiment_tables,
@@ -67,6 +68,41 @@ def test_a_piece_keeps_every_answer_that_was_thought_about():
             assert np.array_equal(value, expected[thought_P]), field.name
 
 
+def random_answers(rng):
+    given = fixture_pieces.measured(0.5, 0.1)
+    rewards = {
+        name: (rng.random(getattr(given, name).shape) < 0.5) * 1.0
+        for name in ("argmax_reward_PG", "sampled_reward_PG", "raw_reward_P", "header_reward_P")
+    }
+    return dataclasses.replace(given, **rewards)
+
+
+def packed(given):
+    about = {"positions_sha256": "the same", "split": "test"}
+    content = json.loads(json.dumps(experiment_pieces.pack(given)))
+    return evaluation_records.Recorded(about, experiment_pieces.unpack(content))
+
+
+def test_arms_that_thought_at_different_positions_are_compared_where_both_did():
+    """As on the full records: a piece keeps other positions of an arm without gated thinking."""
+    rng = np.random.default_rng(3)
+    a, b = random_answers(rng), random_answers(rng)
+    hard_P, none_P = b.bins[">1.5"], np.zeros(len(b.cut_P), bool)
+    lean = dataclasses.replace(b, bins={**b.bins, "gate": none_P}, thought_P=hard_P)
+    full = [evaluation_records.Recorded(packed(a).about, one) for one in (a, b)]
+    for part in ("stories", "all"):
+        for modes in ({}, {"mode_b": "no_think"}, {"mode_a": "thought_sample"}):
+            expected = evaluation_records.compare(*full, ">1.5", part=part, **modes)
+            found = evaluation_records.compare(packed(a), packed(lean), ">1.5", part=part, **modes)
+            assert found == expected
+    for bin in ("gate", "all"):  # where one of them did not
+        with pytest.raises(ValueError, match="empty, or not the same in both"):
+            evaluation_records.compare(packed(a), packed(lean), bin)
+    moved = dataclasses.replace(lean, cut_P=lean.cut_P + 1)
+    with pytest.raises(ValueError, match="empty, or not the same in both"):
+        evaluation_records.compare(packed(a), packed(moved), ">1.5")
+
+
 def test_a_reward_that_is_no_bit_is_refused():
     given = fixture_pieces.measured(0.5, 0.1)
     given = dataclasses.replace(given, raw_reward_P=given.raw_reward_P + 0.5)
@@ -113,12 +149,12 @@ def test_pieces_that_do_not_belong_together_are_refused(tmp_path):
 # ---- claims --------------------------------------------------------------------------------------
 
 
-def claimed(asked, made=None, **changes):
+def claimed(asked, made=None, hard=">1.5", **changes):
     """That claim of the pieces of seeds 0 and 1."""
     made = made or plan()
     given = pieces(arms=("base", "rpt"), tables=False, **changes)
     by_seed = {seed: {p.arm: p for p in given if p.seed == seed} for seed in (0, 1)}
-    return experiment_claims.claim(made, asked, by_seed, ">1.5")
+    return experiment_claims.claim(made, asked, by_seed, hard)
 
 
 def test_a_claim_is_the_paired_difference_of_each_seed_and_their_mean():
@@ -190,10 +226,101 @@ def test_a_claim_about_asked_tokens_is_about_all_labels_of_its_part_but_noise():
     assert claimed(dataclasses.replace(asked, part="rlvr"))["pooled"] is None
 
 
-def test_gated_thinking_is_only_shown_where_enough_positions_think():
-    asked = claim("rpt", "gated", "rpt", "no_think", bin="gate")
-    assert claimed(asked)["pooled"]["shown"]
-    assert not claimed(asked, rpt={"enough_thinking": False})["pooled"]["shown"]
+def test_gated_thinking_is_only_shown_where_it_pays_at_enough_positions():
+    """It pays: at least a tenth of the positions think, and the model gains over itself."""
+    asked = claim("rpt", "gated", "base", "no_think", bin="gate")
+    by_gate, hard = 54, 140  # positions of the stories
+    assert claimed(asked, plan(least_positions=by_gate))["pooled"]["shown"]
+    assert not claimed(asked, plan(least_positions=by_gate + 1))["pooled"]["shown"]
+    few_hard = dataclasses.replace(asked, bin=">1.5")
+    assert claimed(few_hard, plan(least_positions=hard))["pooled"]["shown"]
+    assert not claimed(few_hard, plan(least_positions=hard + 1))["pooled"]["shown"]
+    # The part's hard ones must be as many: here there are forty.
+    assert not claimed(asked, plan(least_positions=by_gate), "label:answer/2")["pooled"]["shown"]
+    no_gain = claimed(asked, plan(least_positions=by_gate), rpt={"gain_shown": False})
+    assert no_gain["pooled"]["difference"]["low"] > 0
+    assert not no_gain["pooled"]["shown"]
+    # Of the other side nothing is asked.
+    other = claimed(asked, plan(least_positions=by_gate), base={"gain_shown": False})
+    assert other["pooled"]["shown"]
+
+
+def test_only_what_all_seeds_of_the_plan_show_is_shown():
+    asked = claim("rpt", "thought_argmax", "base", "thought_argmax")
+    assert claimed(asked, plan(seeds=(0, 1)))["pooled"]["shown"]
+    assert claimed(asked, plan(seeds=(0,)))["pooled"]["seeds"] == 2  # further ones are welcome
+    found = claimed(asked, plan(seeds=(0, 1, 2)))["pooled"]
+    assert found["seeds_shown"] == 2
+    assert not found["shown"]
+    planned = plan(seeds=(0, 1, 2))
+    given = [piece(planned, arm, seed, tables=True) for arm in ("base", "rpt") for seed in (0, 1)]
+    missing = experiment_results.results(given)["missing"]
+    assert {"seed2/base", "seed2/rpt", "seed0/ntp"} <= set(missing)
+    alone = experiment_results.results(given[:1], seeds=(0,))
+    assert {name.partition("/")[0] for name in alone["missing"]} == {"seed0"}
+
+
+# ---- the plan as it was --------------------------------------------------------------------------
+
+
+def at(time, made):
+    return {"time": time, "commit": f"commit of {time}", "plan": experiment_pieces.plan_json(made)}
+
+
+def test_the_report_says_which_plan_test_was_read_under_and_what_has_changed(tmp_path):
+    first = plan()
+    given = [piece(first, arm, claimed=at("5", first), tables=True) for arm in ("base", "rpt")]
+    given.append(piece(first, "ntp", claimed=at("7", plan(claims=())), tables=True))
+    write(tmp_path, *given)
+    told = experiment_results.results(given)
+    assert (told["plan"]["time"], told["plan"]["changed"]) == ("5", [])
+    assert "unchanged since" in "\n".join(experiment_report.markdown(told))
+    root = tmp_path / "seed0"
+    titles = plan(seeds=(0, 1), claims=first.claims[:1])  # no goal is left out
+    more = claim("ntp", "no_think", "base", "no_think")
+    for now in (titles, plan(claims=(*first.claims, more)), plan(claims=(*first.claims, more))):
+        found = experiment_pieces.renewed(now, root, ("base", "rpt", "ntp"))
+    assert [len(one.content["renewals"]) for one in found] == [2, 2, 2]
+    told = experiment_results.results([experiment_pieces.read(p) for p in root.rglob("*.gz")])
+    assert told["plan"]["changed"] == ["claim ntp_no_think_over_base_no_think"]
+    assert told["plan"]["changed_time"] == found[0].content["renewals"][1]["time"]
+    line = experiment_preregistration.words(told)
+    assert line.startswith("plan of commit commit of 5, when test was first read (5); CHANGED at ")
+    unknown = [*given, piece(first, "rpt_rlvr", tables=True)]
+    line = experiment_preregistration.words(experiment_results.results(unknown))
+    assert "has not been recorded" in line
+
+
+def test_what_is_claimed_otherwise_is_named():
+    made = plan()
+    others = plan(
+        hypothesis="Thinking is free.",
+        least_positions=10,
+        claims=(made.claims[1], dataclasses.replace(made.claims[2], bin="")),
+    )
+    before, now = experiment_pieces.plan_json(made), experiment_pieces.plan_json(others)
+    assert experiment_preregistration.changes(before, before) == []
+    assert experiment_preregistration.changes(before, now) == [
+        "hypothesis",
+        "least_positions",
+        f"claim {made.claims[2].name}",
+        f"without the goal {made.claims[0].name}",
+    ]
+
+
+def test_the_plan_of_the_first_reading_is_kept_unless_it_came_too_late(tmp_path):
+    for number in (1, 2):
+        experiment_preregistration.record(tmp_path, "test", {"number": number})
+    found = experiment_preregistration.recorded(tmp_path, "test")
+    assert found is not None
+    assert found["plan"] == {"number": 1}
+    (tmp_path / "evaluation" / "base" / "validation").mkdir(parents=True)
+    (tmp_path / "evaluation" / "base" / "validation" / "results.json").write_text("{}")
+    experiment_preregistration.record(tmp_path, "validation", {"number": 3})
+    assert experiment_preregistration.recorded(tmp_path, "validation") is None
+
+
+# ---- what is missing -----------------------------------------------------------------------------
 
 
 def test_what_was_not_measured_is_said():
