@@ -195,7 +195,7 @@ def _check_positions(
     config: config_lib.Config, root: pathlib.Path, part: experiment_plan.Part
 ) -> None:
     reference = config.experiment.reference
-    settings = _settings(config, root, part.seed, reference)
+    settings = experiment_plan.of_seed(config, part.seed).evaluate
     for split in part.splits:
         path = positions_path(root, split)
         if not path.is_file():
