@@ -29,7 +29,6 @@ from rpt import (
     evaluate,
     evaluation_positions,
     evaluation_reference,
-    experiment_config,
     experiment_pieces,
     experiment_plan,
     runs,
@@ -195,9 +194,8 @@ def _began(starts: list[dict[str, Any]]) -> datetime.datetime:
 def _check_positions(
     config: config_lib.Config, root: pathlib.Path, part: experiment_plan.Part
 ) -> None:
-    plan = config.experiment
-    reference = plan.arm(plan.reference) if plan.reference_is_arm else None
-    settings = _settings(config, root, part.seed, reference)
+    plan, reference = config.experiment, config.experiment.reference
+    settings = experiment_plan.of_seed(config, part.seed).evaluate
     for split in part.splits:
         path = positions_path(root, split)
         if not path.is_file():
@@ -206,10 +204,10 @@ def _check_positions(
         now = evaluation_reference.text_of(settings, settings.mixture(split))
         changes = [f"config.evaluate's {name}" for name in now if about[name] != now[name]]
         digest = about["reference"]["params_sha256"]
-        trained = reference is not None and _is_trained(root, reference.name)
-        if trained and digest != _params_sha256(root, plan.reference):
-            changes.append(str(root / plan.reference))
-        if reference is None and about["reference"]["path"] != plan.reference:
+        trained = plan.reference_is_arm and _is_trained(root, reference)
+        if trained and digest != _params_sha256(root, reference):
+            changes.append(str(root / reference))
+        if not plan.reference_is_arm and about["reference"]["path"] != reference:
             changes.append(f"reference ({about['reference']['path']})")
         if changes:
             raise ValueError(
@@ -220,13 +218,10 @@ def _check_positions(
 
 
 def _settings(
-    config: config_lib.Config,
-    root: pathlib.Path,
-    seed: int,
-    arm: experiment_config.ArmConfig | None,
+    config: config_lib.Config, root: pathlib.Path, seed: int, arm: str
 ) -> config_lib.EvaluateConfig:
     settings = experiment_plan.of_seed(config, seed)
-    return experiment_plan.evaluation_config(settings, root, arm).evaluate
+    return experiment_plan.evaluation_config(settings, root, settings.experiment.arm(arm)).evaluate
 
 
 def _piece(root: pathlib.Path, part: experiment_plan.Part) -> experiment_pieces.Piece | None:
@@ -252,8 +247,7 @@ def _difference(
     path = positions_path(root, split or part.splits[-1])
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != found.positions_sha256:
         return f"{path} differs"
-    arm = config.experiment.arm(part.arm)
-    now = json.loads(json.dumps(dataclasses.asdict(_settings(config, root, part.seed, arm))))
+    now = json.loads(json.dumps(dataclasses.asdict(_settings(config, root, part.seed, part.arm))))
     told = found.settings.keys() & now.keys()
     changes = sorted(name for name in told if found.settings[name] != now[name])
     return f"config.evaluate.{changes[0]} differs" if changes else ""
