@@ -116,8 +116,9 @@ def pretrain(
     mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
     with jax.set_mesh(mesh):
         run, params = _open(config, mesh, init, team)
+        digest = checkpoint.params_sha256(params) if init else ""
         if team.is_first:
-            given = (overrides or {}, "pretrain", str(init or ""))
+            given = (overrides or {}, "pretrain", str(init or ""), digest)
             runs.open_run(workdir, config, run.model, run.tokenizer, *given)
         team.barrier()
         with session_lib.Session(workdir, config, team, stop) as session:

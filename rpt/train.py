@@ -88,9 +88,10 @@ def train(
     mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh):
         run, params = _open(config, mesh, team)
+        given = checkpoint.params_sha256(params) if config.train.init else ""
         if team.is_first:
             of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
-            runs.open_run(workdir, config, *of_run)
+            runs.open_run(workdir, config, *of_run, init_params_sha256=given)
         team.barrier()
         with session_lib.Session(workdir, config, team, stop) as session:
             state = _begin(run, session, params)
