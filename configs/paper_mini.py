@@ -28,7 +28,7 @@ at commit ada7989, around 5e-4 for RPT, chose what stands here (docs/results.md)
 from ml_collections import ConfigDict
 
 from configs import common
-from data import sources
+from data import skills, sources
 
 TRAINED = ("chain", "pointer", "lookup")
 HELD_OUT, RLVR = "sum", "automaton"
@@ -148,7 +148,7 @@ def _evaluation(config: ConfigDict) -> None:
         evaluate[split] = (
             ("puzzles", sources.interleave(**trained), 1.0),
             ("held_out", _puzzles(HELD_OUT, "plain", split), 0.25),
-            ("rlvr", _puzzles(RLVR, "plain", split), 0.25),
+            ("rlvr", _puzzles(RLVR, "plain", split), 0.5),
             ("english", f"pydoc:?split={split}", 0.1),
         )
     evaluate.documents = 450
@@ -172,6 +172,7 @@ def _experiment(config: ConfigDict) -> None:
     )
     plan.seeds = (0, 1, 2)
     plan.claim_part = "puzzles"
+    plan.shown_depth = skills.SkillsConfig.worked_depth
     plan.reference = "reference"
     plan.arms = _arms(config)
     plan.claims = _claims()
@@ -262,6 +263,7 @@ def _rlvr() -> tuple[dict, ...]:
     }
     longer = {"train.steps": 40 + STEPS, "train.optimizer.decay_steps": (40 + STEPS) // 2}
     titles = {"base": "base", "ntp": "NTP", "mixed_sft": "Mixed SFT", "rpt": "RPT"}
+    titles["rpt_ntp"] = "RPT + trunk NTP"
     return (
         *(
             common.arm(f"{arm}_rlvr", f"{title}, then RLVR", "train", task | _LEAN, init=arm)
@@ -298,11 +300,13 @@ def _budgets(ntp: dict) -> tuple[dict, ...]:
     return tuple(arms)
 
 
-def _hard(a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, **more) -> dict:
-    """A claim about hard tokens of the puzzles, unless `more` says otherwise."""
-    name = f"{a}_{mode_a}_over_{b}_{mode_b}"
+def _hard(
+    a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, part: str = "puzzles", **more
+) -> dict:
+    """A claim about hard tokens of the puzzles, unless `part` and `more` say otherwise."""
+    name = f"{a}_{mode_a}_over_{b}_{mode_b}" + (f"_{part}" if part != "puzzles" else "")
     claim = {"name": name, "a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b, "goal": goal}
-    return claim | {"part": "puzzles"} | more
+    return claim | {"part": part} | more
 
 
 def _claims() -> tuple[dict, ...]:
@@ -327,6 +331,11 @@ def _claims() -> tuple[dict, ...]:
         _hard("rpt_ntp", gated, "ntp", gated, bin="gate"),
         _hard("rpt_ntp", gated, "base", gated, bin="gate"),
         _hard("rpt_ntp", gated, "mixed_sft", gated, bin="gate"),
+        _hard("rpt", thought, "base", thought, part="held_out"),
+        _hard("rpt", thought, "mixed_sft", thought, part="held_out"),
+        _hard("rpt_rlvr", thought, "base_rlvr", thought, part="rlvr", bin="asked"),
+        _hard("rpt_rlvr", thought, "mixed_sft_rlvr", thought, part="rlvr", bin="asked"),
+        _hard("rpt_rlvr", thought, "base_long_rlvr", thought, part="rlvr", bin="asked"),
     )
 
 
