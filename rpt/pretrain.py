@@ -115,7 +115,7 @@ def pretrain(
     """
     mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
     with jax.set_mesh(mesh):
-        run, params = _open(config, mesh, init, team)
+        run, params = _open(config, workdir, mesh, init, team)
         if team.is_first:
             given = (overrides or {}, "pretrain", str(init or ""))
             runs.open_run(workdir, config, run.model, run.tokenizer, *given)
@@ -129,13 +129,17 @@ def pretrain(
 
 
 def _open(
-    config: config_lib.Config, mesh: Mesh, init: pathlib.Path | None, team: hosts.Hosts
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    init: pathlib.Path | None,
+    team: hosts.Hosts,
 ) -> tuple[_Run, Any]:
     """Everything but a place to write to, and the parameters to begin with.
 
     Documents that are all too short are found here.
     """
-    loaded = loading.load_run(init) if init else loading.start(config)
+    loaded = loading.begin(config, workdir, init, team)
     model, tokenizer = loaded.model, loaded.tokenizer
     streams = _Streams(config, tokenizer, team)
     gated = bool(config.pretrain.gate.labels)
@@ -320,7 +324,7 @@ class _Streams:
 def main(argv: list[str]) -> None:
     del argv
     config = config_lib.from_config_dict(_CONFIG.value)
-    init = pathlib.Path(_INIT.value) if _INIT.value else None
+    init = files.folder(_INIT.value) if _INIT.value else None
     with hosts.joined(_HOSTS.value) as team:
         summary = pretrain(
             config,

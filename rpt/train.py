@@ -87,7 +87,7 @@ def train(
     """Runs (or continues) to the last step or to a stop signal; returns the summary."""
     mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh):
-        run, params = _open(config, mesh, team)
+        run, params = _open(config, workdir, mesh, team)
         if team.is_first:
             of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
             runs.open_run(workdir, config, *of_run)
@@ -103,15 +103,17 @@ def train(
         return _end(run, session, state)
 
 
-def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Run, Any]:
+def _open(
+    config: config_lib.Config, workdir: pathlib.Path, mesh: Mesh, team: hosts.Hosts
+) -> tuple[_Run, Any]:
     """Everything but a place to write to, and the parameters to begin with.
 
     What cannot work is found here: documents that are all too short, a template or a budget that
     allows no branch.
     """
     settings = config.train
-    init = pathlib.Path(settings.init) if settings.init else None
-    loaded = loading.load_run(init) if init else loading.start(config)
+    init = files.folder(settings.init) if settings.init else None
+    loaded = loading.begin(config, workdir, init, team)
     template = formats.load_template(config.data.template)
     task = experience.Task(loaded.model, config, loaded.tokenizer, template, team)
     header = loading.header_ids(loaded.tokenizer, template.header, config.data.add_bos)
