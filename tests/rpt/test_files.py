@@ -46,10 +46,11 @@ class Folder(backend._OsPathBackend):
 def bucket(tmp_path, monkeypatch):
     stand_in = Folder(str(tmp_path))
     monkeypatch.setattr(gpath._GPath, "_backend", property(lambda path: stand_in))
+    monkeypatch.setattr(files, "_check_client", lambda scheme, text: None)
     return files.folder("gs://bucket/run")
 
 
-def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
+def test_a_path_is_of_this_machine_or_of_a_bucket(bucket, tmp_path):
     assert not files.is_remote(files.folder(str(tmp_path)))
     assert not files.is_remote(files.folder("runs/x"))
     assert files.is_remote(files.folder("gs://bucket/run") / "checkpoints")

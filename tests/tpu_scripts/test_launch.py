@@ -318,7 +318,6 @@ def test_a_worker_that_cannot_be_reached_any_more_costs_the_tpu(cloud):
     ("call", "nth", "status", "said"),
     [
         ("scp", (2, 3), 255, "the workers of rpt cannot be reached"),
-        ("ssh start", (2, 3), 255, "the workers of rpt cannot be reached"),
         ("ssh install", (2,), 4, "the installation failed on worker 0"),
     ],
 )
