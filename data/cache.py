@@ -81,9 +81,7 @@ def _files_in(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
     listed = filesystem.ls(path, detail=True)
     # Some list the folder itself, as an empty file whose name ends in a slash.
     return sorted(
-        each["name"]
-        for each in listed
-        if each["type"] == "file" and not each["name"].endswith("/")
+        each["name"] for each in listed if each["type"] == "file" and not each["name"].endswith("/")
     )
 
 

@@ -189,7 +189,7 @@ def _tokenizer_of(workdir: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def load_any(path: str, step: int | None = None) -> Loaded:
-    """A run directory, a Hugging Face folder, a GGUF file, or 'fetch:NAME'; in a bucket, too."""
+    """A run directory, a Hugging Face folder, a GGUF file, or 'fetch:NAME'."""
     run = files.folder(path)
     if (run / "model.json").is_file():
         return load_run(run, step)
