@@ -31,6 +31,8 @@ def folder(text: str) -> pathlib.Path:
     if not separator:
         return pathlib.Path(text)
     _check_client(scheme, text)
+    # Orbax writes arrays through another library: a listing from before would not show them.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     return cast(pathlib.Path, epath.Path(text))
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import fsspec
 import pytest
 from etils.epath import backend, gpath
 
@@ -55,6 +56,16 @@ def test_a_path_is_of_this_machine_or_of_a_bucket(bucket, tmp_path):
     assert not files.is_remote(files.folder("runs/x"))
     assert files.is_remote(files.folder("gs://bucket/run") / "checkpoints")
     assert os.fspath(files.folder("gs://bucket/run") / "x") == "gs://bucket/run/x"
+
+
+def test_what_another_library_has_written_is_seen(bucket):
+    """A folder is listed anew each time; fsspec would keep what it has seen."""
+
+    class Client(fsspec.AbstractFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+    assert Client().dircache.use_listings_cache is False
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
