@@ -12,7 +12,7 @@ import re
 import time
 from typing import cast
 
-import fsspec
+import fsspec.config
 from etils import epath
 
 from data import commands
