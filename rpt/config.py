@@ -43,8 +43,8 @@ class DataConfig:
     """Where text comes from.
 
     Attributes:
-      weights: what the model starts from: a Hugging Face folder, a GGUF file, 'fetch:NAME', or ''
-        for a fresh model of `model`.
+      weights: what the model starts from: a Hugging Face folder, a GGUF file (of this machine or
+        gs://...), 'fetch:NAME', or '' for a fresh model of `model`.
       tokenizer: 'weights' (the one that comes with them), 'bytes', a path, or 'miniature:V' (a
         byte-level BPE of V tokens trained on the miniature and pydoc).
       template: a file with header, tail, close and suffix.
@@ -179,7 +179,8 @@ class TrainConfig:
     """Reinforcement pre-training, one document per trunk row.
 
     Attributes:
-      init: run directory to take parameters and tokenizer from, or '' to start from data.weights.
+      init: run directory (also gs://...) to take parameters and tokenizer from, or '' to start
+        from data.weights.
       micro_branches: branches per document in one micro-batch of the update.
       t_multiple: micro-batches are trimmed to a multiple of this length.
       warmup_steps: supervised steps before RPT on self-generated well-formed thoughts, see

@@ -6,23 +6,46 @@ complete, and cannot be appended to.
 """
 
 import errno
+import importlib.util
 import os
 import pathlib
 import re
 import time
 from typing import cast
 
+import fsspec.config
 from etils import epath
+
+from data import commands
 
 # Seconds between two uploads of a file that grows.
 _UPLOAD_SECONDS = 60.0
 
 
 def folder(text: str) -> pathlib.Path:
-    """The path of a flag: of this machine, or of a bucket, which has the same methods."""
-    if re.match(r"\w+://", text):
-        return cast(pathlib.Path, epath.Path(text))
-    return pathlib.Path(text)
+    """The path of a flag: of this machine, or of a bucket, which has the same methods.
+
+    Raises:
+      ValueError: what reads and writes such a bucket is not installed.
+    """
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return pathlib.Path(text)
+    _check_client(scheme, text)
+    # Orbax writes arrays through another library: a listing from before would not show them.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+    return cast(pathlib.Path, epath.Path(text))
+
+
+def _check_client(scheme: str, text: str) -> None:
+    """epath takes TensorFlow where it is installed, else fsspec with a package for the scheme."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        return
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        hint = "; pip install gcsfs" if scheme == "gs" else ""
+        raise ValueError(f"{text} cannot be opened: {commands.one_line(error)}{hint}") from None
 
 
 def is_remote(path: pathlib.Path) -> bool:

@@ -1,9 +1,13 @@
-"""From names in a config to the things themselves: sources, tokenizer, model, parameters."""
+"""From names in a config to the things themselves: sources, tokenizer, model, parameters.
+
+A path may be of this machine or of a bucket (gs://...).
+"""
 
 import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import generated, joined, pipeline, sources, tokenizers, tokenizers_huggingface
-from rpt import checkpoint, config, fetch, sharding, weights
+from data import cache, generated, joined, pipeline, sources, tokenizers, tokenizers_huggingface
+from rpt import checkpoint, config, fetch, files, hosts, sharding, weights
 from rpt.model import config as model_config
 from rpt.model import transformer
 
@@ -30,6 +34,19 @@ class Loaded(NamedTuple):
     params: Any
     tokenizer: tokenizers.Tokenizer
     experiment: dict[str, Any]
+
+
+class Begun(NamedTuple):
+    """What a training run begins or goes on with.
+
+    `init_params_sha256` is the digest of what another run gave it, '' if none did, and None where
+    it goes on from its own checkpoint.
+    """
+
+    model: model_config.ModelConfig
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    init_params_sha256: str | None
 
 
 def open_mixture(mixture: config.Mixture) -> list[pipeline.Mix]:
@@ -79,6 +96,41 @@ def restore_stream(stream: joined.Joined[Any], states: Sequence[Mapping[str, Any
     return [f"mixture weights after {draws} windows: {', '.join(changes)}"] if changes else []
 
 
+def begin(
+    experiment: config.Config,
+    workdir: pathlib.Path,
+    init: pathlib.Path | None = None,
+    team: hosts.Hosts = hosts.ALONE,
+) -> Begun:
+    """What a training run begins or goes on with.
+
+    A run directory with a checkpoint has everything: what the run began with may be gone, as on a
+    TPU that was replaced. The parameters are zeros then, for the checkpoint to take their place.
+
+    Args:
+      experiment: the config; its data and model where there is neither checkpoint nor init.
+      workdir: of the run.
+      init: another run to take parameters and tokenizer from.
+      team: the hosts, which all do what the first one sees.
+
+    Raises:
+      FileNotFoundError: something that is needed is not there.
+      ValueError: it is not what it should be.
+    """
+    saved = team.is_first and _has_checkpoint(workdir)
+    if not team.from_first(saved):
+        found = load_run(init) if init is not None else start(experiment)
+        digest = checkpoint.params_sha256(found.params) if init is not None else ""
+        return Begun(*found[:3], digest)
+    model = _model_of(workdir)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _shapes(model))
+    return Begun(model, zeros, _tokenizer_of(workdir), None)
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    return (workdir / "model.json").is_file() and bool(checkpoint.steps(workdir / "checkpoints"))
+
+
 def start(experiment: config.Config) -> Loaded:
     """What `data.weights`, `data.tokenizer` and `model` describe."""
     data = experiment.data
@@ -98,7 +150,12 @@ def start(experiment: config.Config) -> Loaded:
 def weights_path(name: str) -> pathlib.Path:
     """A path, or what `python -m rpt.fetch NAME` has fetched for 'fetch:NAME'."""
     kind, _, rest = name.partition(":")
-    return fetch.path(rest) if kind == "fetch" else pathlib.Path(name)
+    return fetch.path(rest) if kind == "fetch" else _local(name)
+
+
+def _local(name: str) -> pathlib.Path:
+    """On this machine: what lies in a bucket is copied into the cache, once for every version."""
+    return cache.fetch(name) if cache.is_remote(name) else pathlib.Path(name)
 
 
 def own_tokenizer(data: config.DataConfig) -> tokenizers.Tokenizer:
@@ -111,7 +168,7 @@ def load_tokenizer(name: str) -> tokenizers.Tokenizer:
     kind, _, size = name.partition(":")
     if kind == "miniature":
         return miniature_tokenizer(int(size))
-    return tokenizers.load(name)
+    return tokenizers.load(_local(name))
 
 
 @functools.cache
@@ -130,22 +187,31 @@ def load_run(workdir: pathlib.Path, step: int | None = None) -> Loaded:
     Raises:
       FileNotFoundError: no run, or no such checkpoint.
     """
+    model = _model_of(workdir)
+    params = checkpoint.load_params(workdir, _shapes(model), step)
+    tokenizer = _tokenizer_of(workdir)
+    experiment = json.loads((workdir / "config.json").read_text())
+    if (workdir / "template.txt").is_file():
+        experiment["data"]["template"] = str(_local(os.fspath(workdir / "template.txt")))
+    return Loaded(model, params, tokenizer, experiment)
+
+
+def _model_of(workdir: pathlib.Path) -> model_config.ModelConfig:
     path = workdir / "model.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no run directory: it has no model.json")
-    model = config.model_from_json(json.loads(path.read_text()))
-    params = checkpoint.load_params(workdir, _shapes(model), step)
-    tokenizer = tokenizers.load(str(workdir / "tokenizer"))
-    experiment = json.loads((workdir / "config.json").read_text())
-    if (workdir / "template.txt").is_file():
-        experiment["data"]["template"] = str(workdir / "template.txt")
-    return Loaded(model, params, tokenizer, experiment)
+    return config.model_from_json(json.loads(path.read_text()))
+
+
+def _tokenizer_of(workdir: pathlib.Path) -> tokenizers.Tokenizer:
+    return tokenizers.load(_local(os.fspath(workdir / "tokenizer")))
 
 
 def load_any(path: str, step: int | None = None) -> Loaded:
     """A run directory, a Hugging Face folder, a GGUF file, or 'fetch:NAME'."""
-    if (pathlib.Path(path) / "model.json").is_file():
-        return load_run(pathlib.Path(path), step)
+    run = files.folder(path)
+    if (run / "model.json").is_file():
+        return load_run(run, step)
     found = weights_path(path)
     if not found.exists():
         raise FileNotFoundError(f"{path}: neither a run directory nor a checkpoint")

@@ -115,36 +115,39 @@ def pretrain(
     """
     mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
     with jax.set_mesh(mesh):
-        run, params = _open(config, mesh, init, team)
-        digest = checkpoint.params_sha256(params) if init else ""
+        run, begun = _open(config, workdir, mesh, init, team)
         if team.is_first:
-            given = (overrides or {}, "pretrain", str(init or ""), digest)
+            given = (overrides or {}, "pretrain", str(init or ""), begun.init_params_sha256)
             runs.open_run(workdir, config, run.model, run.tokenizer, *given)
         team.barrier()
         with session_lib.Session(workdir, config, team, stop) as session:
-            state = _begin(run, session, params)
-            del params
+            state = _begin(run, session, begun.params)
+            del begun
             while not state.is_finished(config.pretrain) and not session.must_stop():
                 state = _step(run, session, state)
             return _end(run, session, state)
 
 
 def _open(
-    config: config_lib.Config, mesh: Mesh, init: pathlib.Path | None, team: hosts.Hosts
-) -> tuple[_Run, Any]:
-    """Everything but a place to write to, and the parameters to begin with.
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    init: pathlib.Path | None,
+    team: hosts.Hosts,
+) -> tuple[_Run, loading.Begun]:
+    """Everything but a place to write to, and what it begins with.
 
     Documents that are all too short are found here.
     """
-    loaded = loading.load_run(init) if init else loading.start(config)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    begun = loading.begin(config, workdir, init, team)
+    model, tokenizer = begun.model, begun.tokenizer
     streams = _Streams(config, tokenizer, team)
     gated = bool(config.pretrain.gate.labels)
     measure = gate.Gate(config, model, tokenizer, team) if gated else None
     beginning = streams.get_state()
     streams.next(step=0)
     streams.set_state(beginning)
-    return _Run(config, model, tokenizer, mesh, streams, measure), loaded.params
+    return _Run(config, model, tokenizer, mesh, streams, measure), begun
 
 
 def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:
@@ -321,7 +324,7 @@ class _Streams:
 def main(argv: list[str]) -> None:
     del argv
     config = config_lib.from_config_dict(_CONFIG.value)
-    init = pathlib.Path(_INIT.value) if _INIT.value else None
+    init = files.folder(_INIT.value) if _INIT.value else None
     with hosts.joined(_HOSTS.value) as team:
         summary = pretrain(
             config,

@@ -47,12 +47,12 @@ def open_run(
     overrides: dict[str, Any],
     command: str,
     init: str = "",
-    init_params_sha256: str = "",
+    init_params_sha256: str | None = None,
 ) -> None:
     """Creates the run directory, or checks that it holds a run of the same config and command.
 
     Fields of `config.RESUMABLE` may differ; the change is written to run.json, and so is the digest
-    of the parameters that another run gave this one, '' if none did.
+    of the parameters that another run gave this one, '' if none did (None where it goes on).
 
     Raises:
       ValueError, PermissionError: as `claim`; or the template has changed since the first start.
@@ -62,7 +62,9 @@ def open_run(
     _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
-    start = {"changed_since_last_start": changes, "init_params_sha256": init_params_sha256}
+    start: dict[str, Any] = {"changed_since_last_start": changes}
+    if init_params_sha256 is not None:
+        start["init_params_sha256"] = init_params_sha256
     _append_start(workdir / "run.json", overrides, start, tokenizer)
 
 

@@ -87,15 +87,14 @@ def train(
     """Runs (or continues) to the last step or to a stop signal; returns the summary."""
     mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh):
-        run, params = _open(config, mesh, team)
-        given = checkpoint.params_sha256(params) if config.train.init else ""
+        run, begun = _open(config, workdir, mesh, team)
         if team.is_first:
             of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
-            runs.open_run(workdir, config, *of_run, init_params_sha256=given)
+            runs.open_run(workdir, config, *of_run, init_params_sha256=begun.init_params_sha256)
         team.barrier()
         with session_lib.Session(workdir, config, team, stop) as session:
-            state = _begin(run, session, params)
-            del params
+            state = _begin(run, session, begun.params)
+            del begun
             reference = _reference(run, session, state, workdir)
             if state.step == 0:
                 session.store.save(_saved(run, session, state))
@@ -104,22 +103,24 @@ def train(
             return _end(run, session, state)
 
 
-def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Run, Any]:
-    """Everything but a place to write to, and the parameters to begin with.
+def _open(
+    config: config_lib.Config, workdir: pathlib.Path, mesh: Mesh, team: hosts.Hosts
+) -> tuple[_Run, loading.Begun]:
+    """Everything but a place to write to, and what it begins with.
 
     What cannot work is found here: documents that are all too short, a template or a budget that
     allows no branch.
     """
     settings = config.train
-    init = pathlib.Path(settings.init) if settings.init else None
-    loaded = loading.load_run(init) if init else loading.start(config)
+    init = files.folder(settings.init) if settings.init else None
+    begun = loading.begin(config, workdir, init, team)
     template = formats.load_template(config.data.template)
-    task = experience.Task(loaded.model, config, loaded.tokenizer, template, team)
-    header = loading.header_ids(loaded.tokenizer, template.header, config.data.add_bos)
+    task = experience.Task(begun.model, config, begun.tokenizer, template, team)
+    header = loading.header_ids(begun.tokenizer, template.header, config.data.add_bos)
     shards = loading.own_shards(config.data, settings.batch_size, team.count)
     first = pipeline.trunk_batches(
         loading.open_mixture(settings.mixture),
-        loaded.tokenizer,
+        begun.tokenizer,
         batch_size=settings.batch_size // config.data.shards,
         seq_len=settings.seq_len,
         header_ids=header,
@@ -128,7 +129,7 @@ def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Ru
         shard_index=shards[0],
         shard_count=config.data.shards,
     )
-    chosen = filtering.open_filter(config.positions, loaded.tokenizer, mesh)
+    chosen = filtering.open_filter(config.positions, begun.tokenizer, mesh)
     stream = joined.Joined(first, shards, config.data.shards)
     beginning = first.get_state()
     filtering.check(chosen, next(first))
@@ -136,7 +137,7 @@ def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Ru
     _ = task.tables
     if settings.warmup_steps:
         warmup.make_form(task)
-    return _Run(task, mesh, stream, chosen, header), loaded.params
+    return _Run(task, mesh, stream, chosen, header), begun
 
 
 def _begin(run: _Run, session: session_lib.Session, params: Any) -> _State:

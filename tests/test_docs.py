@@ -5,12 +5,15 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import shlex
 import typing
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from rpt import config as config_lib
-from rpt import ledger, rewards
+from rpt import ledger, rewards, sharding
 from rpt.model import config as model_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -230,6 +233,58 @@ def test_what_may_change_at_a_resume_is_documented():
         shown = f"`{name}*`" if name.endswith(".") else f"`{name}`"
         for document in ("docs/architecture.md", "docs/troubleshooting.md"):
             assert shown in DOCS[document], f"{document} lacks {shown}"
+
+
+# ---- examples on TPUs ----------------------------------------------------------------------------
+
+
+def launched(text: str) -> list[list[str]]:
+    """The words of the commands that start a training run on an accelerator type."""
+    joined = re.sub(r"\\\n[# ]*", " ", text)
+    lines = [line.lstrip("# ") for line in joined.splitlines()]
+    commands = [line for line in lines if re.search(r"-type=\w+-\d+ ", line)]
+    # xpk has the program's command in quotes.
+    found = [" ".join(shlex.split(line, comments=True)).split() for line in commands]
+    return [words for words in found if any(word.startswith("--config=") for word in words)]
+
+
+EXAMPLES = [
+    *launched(DOCS["docs/tpu.md"]),
+    *launched((ROOT / "tpu_scripts/launch.sh").read_text().split("\nset -euo")[0]),
+]
+
+
+def slice_of(accelerator: str) -> tuple[int, int]:
+    """Chips and hosts. Of v4 and v5p the type counts cores; up to 8 chips of v5e and v6e are one
+    host, and all other hosts have 4."""
+    generation, number = accelerator.split("-")
+    if generation in ("v4", "v5p"):
+        return int(number) // 2, max(int(number) // 8, 1)
+    assert generation in ("v5litepod", "v6e")
+    return int(number), 1 if int(number) <= 8 else int(number) // 4
+
+
+@pytest.mark.parametrize("words", EXAMPLES, ids=lambda words: words[0])
+def test_an_example_fits_its_slice(words):
+    (accelerator,) = [w.partition("=")[2] for w in words if re.match("--(tpu-)?type=", w)]
+    chips, hosts = slice_of(accelerator)
+    given, values = ["rpt", *(w for w in words if w.startswith("--config"))], flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
+    values(given)
+    found = config_lib.from_config_dict(holder.value)
+    replica, fsdp, tensor = sharding.mesh_shape(found.mesh, chips)
+    assert found.train.batch_size % (replica * fsdp) == 0
+    assert chips // hosts % tensor == 0
+    assert found.data.shards % hosts == 0
+    assert found.train.batch_size % found.data.shards == 0
+    # The disk of a TPU is empty; what is installed there reads a bucket.
+    assert found.data.weights.startswith("gs://") or not found.data.weights
+    assert re.search(r'"tpu": \[.*"gcsfs', (ROOT / "setup.py").read_text())
+
+
+def test_the_examples_are_found():
+    assert [words[0] for words in EXAMPLES].count("tpu_scripts/launch.sh") >= 3
+    assert any(words[:3] == ["xpk", "workload", "create"] for words in EXAMPLES)
 
 
 def anchors(text: str) -> set[str]:

@@ -9,7 +9,8 @@
 #   --name=NAME --zone=ZONE --type=TYPE      as for launch.sh; a type of one host: v6e-1 to v6e-8,
 #                                            v5litepod-1 to v5litepod-8, v5p-8, v4-8
 #   --only=ops                               one of ops, step, decode
-#   --delete                                 delete the TPU afterwards, whatever came of it
+#   --delete                                 delete the TPU afterwards, whatever came of it; not
+#                                            after Ctrl-C
 #   --version= --spot --queued --project= --internal-ip --dry-run ...    as for launch.sh
 #   -- ARGS                                  more flags, for the benchmark that --only names
 
@@ -51,7 +52,8 @@ for benchmark in ${flag_only:-ops step decode}; do
   [[ -n $flag_dry_run ]] || say "$benchmark: $results"
 done
 
-if [[ -n $flag_delete ]]; then
+# After Ctrl-C the benchmark runs on, as launch.sh has said.
+if [[ -n $flag_delete ]] && ((status != 130)); then
   tpu_scripts/stop.sh "--name=$flag_name" "--zone=$flag_zone" \
     ${flag_project:+"--project=$flag_project"} ${flag_dry_run:+--dry-run}
 fi

@@ -12,6 +12,9 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   exit 1
 fi
 
+# The scripts have just gone to the checkout.
+caller=$OLDPWD
+
 flag_name="" flag_zone="" flag_project="" flag_internal_ip="" flag_dry_run="" flag_env_file=""
 flag_type="" flag_version="" flag_spot="" flag_queued="" flag_valid_until="24h"
 flag_workdir="" flag_module="rpt.train" flag_delete="" flag_single_host="" flag_log="" flag_keep=""
@@ -103,11 +106,15 @@ check_place() {
 
 check_env_file() {
   [[ -n $flag_env_file ]] || return 0
+  flag_env_file=$(as_given "$flag_env_file")
   [[ -f $flag_env_file && -r $flag_env_file ]] || die "--env-file=$flag_env_file cannot be read"
   # shellcheck disable=SC2012 # stat has other flags on a Mac; the mode is all that is read.
   [[ $(ls -ld -- "$flag_env_file" | cut -c5-10) == "------" ]] ||
     die "--env-file=$flag_env_file can be read by others; chmod 600 it"
 }
+
+# A path of a flag: from where the script was called, not from the checkout, where it works.
+as_given() { if [[ $1 == /* ]]; then echo "$1"; else echo "$caller/$1"; fi; }
 
 # ---- gcloud --------------------------------------------------------------------------------------
 
@@ -154,14 +161,21 @@ backoff() {
 
 pause() { [[ -n $flag_dry_run ]] || sleep "$1"; }
 
+# What no further try mends: no login or permission, a mistake. In gcloud's own words only: what a
+# worker prints stands in the same file.
+hopeless_words='PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|not enabled|reauthenticat'
+hopeless_words+='|active account|invalid_grant|not currently set'
+hopeless() { grep -iqE "^ERROR: \(gcloud.*($hopeless_words)" "$scratch/err"; }
+
 # persist COMMAND...: again after ssh trouble and faults of the service. Final are 2 (gcloud does not
-# understand the flags) and the statuses with which worker.sh refuses.
+# understand the flags), the statuses with which worker.sh refuses, and what is hopeless.
 persist() {
   local tries=0 status
   while true; do
     status=0
     "$@" || status=$?
     [[ ! $status =~ ^[0234]$ ]] || return "$status"
+    ! hopeless || return "$status"
     tries=$((tries + 1))
     ((tries <= flag_ssh_retries)) || return "$status"
     say "try $tries of $flag_ssh_retries failed ($last_error); again in $(backoff "$tries") s"
@@ -220,7 +234,7 @@ failed_workers() {
 # A name for the content of the checkout: tracked files and new ones, not those that git ignores.
 code_hash() {
   local files
-  files=$(listed_files | tr '\0' '\n')
+  files=$(listed_files | tr '\0' '\n') || return 1
   { echo "$files" && echo "$files" | git hash-object --stdin-paths; } | git hash-object --stdin | cut -c 1-12
 }
 
@@ -238,31 +252,44 @@ listed_files() {
   done
 }
 
+# The checkout's files as an archive. Each step for itself: `set -e` does not count under an `if`.
+pack_code() {
+  if [[ -n $flag_dry_run ]]; then
+    echo "# the checkout's files, packed into $1"
+    return 0
+  fi
+  if ! { mkdir -p build && listed_files | tar --null -T - -czf "$1.part" && mv "$1.part" "$1"; }; then
+    die "the checkout could not be packed into $PWD/$1; see above"
+  fi
+}
+
 # Code and environment to all workers, and what they need installed. Sets code; may be repeated.
-# Returns 1 when the workers cannot be reached, for the caller to find out why.
-code=""
+# Returns 1 when that cannot be done, for the caller to find out why; trouble says what was met.
+code="" trouble=""
 set_up_workers() {
   git rev-parse --is-inside-work-tree >/dev/null 2>&1 || die "$PWD is not a git checkout"
-  code=$(code_hash)
+  code=$(code_hash) || die "git cannot list the files of $PWD; see above"
   local archive="build/rpt-code-$code.tar.gz" status=0
-  if [[ -n $flag_dry_run ]]; then
-    echo "# the checkout's files, packed into $archive"
-  else
-    mkdir -p build
-    listed_files | tar --null -T - -czf "$archive.part" && mv "$archive.part" "$archive"
-  fi
+  pack_code "$archive"
   say "copying the code to all workers"
   persist capture compute tpus tpu-vm scp "$archive" tpu_scripts/worker.sh "$flag_name:" \
-    "${ssh_copy[@]}" || return 1
+    "${ssh_copy[@]}" || unreached || return 1
   if [[ -n $flag_env_file ]]; then
     persist capture compute tpus tpu-vm scp "$flag_env_file" "$flag_name:.rpt-env" \
-      "${ssh_copy[@]}" || return 1
+      "${ssh_copy[@]}" || unreached || return 1
   fi
   say "installing on all workers (minutes on a new TPU)"
   persist on_workers all "bash worker.sh install $code" || status=$?
   grep -v '^rpt-installed' "$scratch/out" >&2 || true
-  ((status != 4)) || die "the installation failed on $(failed_workers); see above"
-  return "$((status != 0))"
+  ((status != 0)) || return 0
+  unreached || true
+  ((status != 4)) || trouble="the installation failed on $(failed_workers); see above"
+  return 1
+}
+
+unreached() {
+  trouble="the workers of $flag_name cannot be reached: $last_error"
+  return 1
 }
 
 # scp has no --ssh-flag; gcloud's own flags only.

@@ -2,7 +2,9 @@
 # Runs a module of this checkout on a Cloud TPU, and keeps it running until it has finished.
 #
 #   tpu_scripts/launch.sh --name=rpt --zone=us-east5-b --type=v6e-16 --spot \
-#       --workdir=gs://BUCKET/runs/first -- --config=configs/smollm2_pydoc.py
+#       --workdir=gs://BUCKET/runs/first -- --config=configs/smollm2_pydoc.py \
+#       --config.data.weights=gs://BUCKET/weights/smollm2.gguf \
+#       --config.train.batch_size=16 --config.data.shards=4
 #
 # Gets the TPU (or takes the one of that name), copies the checkout to all workers, installs, starts
 # `python -m rpt.train --workdir=... ARGS` on all of them, prints what worker 0 prints, and watches.
@@ -19,7 +21,8 @@
 #   --create-flag=--FLAG=VALUE    one more flag of gcloud's create command; may be repeated
 #   --workdir=gs://BUCKET/PATH    the run directory; a TPU's own disk is lost with it
 #   --module=rpt.train            what to run; --workdir is needed for rpt.train and rpt.pretrain
-#   --env-file=FILE               NAME=value lines (secrets) for the program; copied, never printed
+#   --env-file=FILE               NAME=value lines (secrets) for the program; copied, never printed.
+#                                 bash reads them: quote what holds spaces or $
 #   --log=FILE                    append what worker 0 prints to FILE too
 #   --delete                      delete the TPU when the run has finished or failed
 #   --single-host                 fail unless the TPU has one worker
@@ -63,6 +66,13 @@ check_arguments() {
   done
   check_program
   check_env_file
+  check_log
+}
+
+check_log() {
+  [[ -n $flag_log ]] || return 0
+  flag_log=$(as_given "$flag_log")
+  [[ -n $flag_dry_run || -d ${flag_log%/*}/ ]] || die "--log=$flag_log: there is no folder ${flag_log%/*}"
 }
 
 check_program() {
@@ -101,7 +111,7 @@ default_version() {
 
 # ---- the run -------------------------------------------------------------------------------------
 
-# 0: started, or running already. 1: the workers cannot be reached.
+# 0: started, or running already. 1: not; trouble says why.
 start_run() {
   set_up_workers || return 1
   if [[ -n $flag_single_host && -z $flag_dry_run ]] && (($(workers_installed) != 1)); then
@@ -116,8 +126,8 @@ start_run() {
     die "another program runs on $flag_name ($(grep -m 1 'runs something else' "$scratch/out"));" \
       "end it first: tpu_scripts/stop.sh $(place) --keep"
   fi
+  ((status == 0)) || unreached || return 1
   ! grep -q already "$scratch/out" || say "it runs already; watching it"
-  return "$((status != 0))"
 }
 
 # Prints what worker 0 has printed since, and sets offset. 1: no answer, and nothing is lost.
@@ -282,8 +292,11 @@ main() {
     began=$SECONDS
     if start_run; then
       watch_run
-    else
-      tpu_lost || die "the workers of $flag_name cannot be reached: $last_error"
+    elif ! tpu_lost; then
+      # At first that is a mistake, such as a key that is missing; later it was none.
+      ((restarts > 0)) || die "$trouble"
+      say "$trouble"
+      outcome=broken
     fi
     case $outcome in
       finished) end 0 "finished${flag_workdir:+; the run is in $flag_workdir}" ;;

@@ -62,11 +62,11 @@ ask_queue() {
 # After create failed: no capacity is worth another try, a mistake is not. A quota is a mistake at
 # first; later it may still be held by the TPU that was preempted.
 refused() {
-  local final='PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|not enabled|reauthentication'
-  ((restarts > 0)) || final+='|[Qq]uota'
+  local final=$hopeless_words
+  ((restarts > 0)) || final+='|quota'
   local passing='capacity|RESOURCE_EXHAUSTED|stockout|UNAVAILABLE|unavailable|[Ii]nternal|ABORTED'
   passing+='|INTERNAL|DEADLINE_EXCEEDED|timed out|ALREADY_EXISTS|already exists|[Qq]uota'
-  if grep -qE "$final" "$scratch/err" || ! grep -qE "$passing" "$scratch/err"; then
+  if grep -iqE "$final" "$scratch/err" || ! grep -qE "$passing" "$scratch/err"; then
     die "no TPU: $last_error"
   fi
   try_again

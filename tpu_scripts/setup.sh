@@ -7,7 +7,7 @@
 # `cd rpt-launch/code-* && ../venv/bin/python -m rpt.train ...` works on every worker. May be repeated.
 #
 #   --name=NAME --zone=ZONE       which TPU; it must be READY
-#   --env-file=FILE               NAME=value lines (secrets), copied to ~/.rpt-env
+#   --env-file=FILE               NAME=value lines (secrets), read by bash; copied to ~/.rpt-env
 #   --ssh-retries=5 --backoff-seconds=30      tries again of one call, and the first pause
 #   --project=ID --internal-ip    as for gcloud
 #   --dry-run                     print the commands; run none
@@ -25,5 +25,5 @@ DRY_STATE=READY
 tpu_state
 [[ $TPU_STATE == READY ]] ||
   die "$flag_name is $TPU_STATE, not READY; tpu_scripts/launch.sh makes a TPU and sets it up"
-set_up_workers || die "the workers of $flag_name cannot be reached: $last_error"
+set_up_workers || die "$trouble"
 [[ -n $flag_dry_run ]] || say "$(workers_installed) worker(s) ready"

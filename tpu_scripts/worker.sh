@@ -7,7 +7,7 @@
 #   worker.sh status                    one line: rpt-status worker=N state=... exit=... time=...
 #   worker.sh log OFFSET                what the program printed from that byte on, and a trailer
 #   worker.sh tail                      the last lines that it printed
-#   worker.sh stop SECONDS              SIGTERM, and after SECONDS SIGKILL
+#   worker.sh stop SECONDS              SIGTERM, and after SECONDS SIGKILL; 0: SIGKILL at once
 #
 # Everything may be repeated. Exit status 3: another program runs. 4: the installation failed.
 # 255 is ssh's own and never ours: gcloud would run the command again.
@@ -161,10 +161,16 @@ log() {
 stop() {
   if alive; then
     touch "$run/asked"
-    kill -TERM "$pid" 2>/dev/null || true
-    timeout "$1" tail --pid="$pid" -s 0.1 -f /dev/null || kill -KILL -- "-$pid" 2>/dev/null || true
+    ended_by_itself "$1" || kill -KILL -- "-$pid" 2>/dev/null || true
   fi
   status
+}
+
+# Within so many seconds of SIGTERM. A timeout of 0 would be none.
+ended_by_itself() {
+  [[ ! $1 =~ ^0+$ ]] || return 1
+  kill -TERM "$pid" 2>/dev/null || true
+  timeout "$1" tail --pid="$pid" -s 0.1 -f /dev/null
 }
 
 main() {

@@ -114,6 +114,23 @@ def test_remote_files_are_copied_once(cache_folder):
         sources.open_source("jsonl:nonsense://x")
 
 
+def test_a_remote_folder_is_copied_once_for_every_version(cache_folder):
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/model/config.json", b"{}")
+    remote.pipe("/model/deep/of_another", b"")
+    found = cache.fetch("memory://model")
+    assert (found.name, os.listdir(found)) == ("model", ["config.json"])
+    remote.pipe("/model/weights", b"1")
+    newer = cache.fetch("memory://model")
+    assert sorted(os.listdir(newer)) == ["config.json", "weights"]
+    assert os.listdir(found) == ["config.json"]
+    assert cache.fetch("memory://model") == newer
+    # A copy that was killed half way is made anew.
+    newer.rename(newer.with_name(".partial"))
+    (newer.with_name(".partial") / "of_before").write_text("")
+    assert sorted(os.listdir(cache.fetch("memory://model"))) == ["config.json", "weights"]
+
+
 def varint(value):
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 
+import fsspec
 import pytest
 from etils.epath import backend, gpath
 
@@ -48,14 +49,25 @@ class Folder(backend._OsPathBackend):
 def bucket(tmp_path, monkeypatch):
     stand_in = Folder(str(tmp_path))
     monkeypatch.setattr(gpath._GPath, "_backend", property(lambda path: stand_in))
+    monkeypatch.setattr(files, "_check_client", lambda scheme, text: None)
     return files.folder("gs://bucket/run")
 
 
-def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
+def test_a_path_is_of_this_machine_or_of_a_bucket(bucket, tmp_path):
     assert not files.is_remote(files.folder(str(tmp_path)))
     assert not files.is_remote(files.folder("runs/x"))
     assert files.is_remote(files.folder("gs://bucket/run") / "checkpoints")
     assert os.fspath(files.folder("gs://bucket/run") / "x") == "gs://bucket/run/x"
+
+
+def test_what_another_library_has_written_is_seen(bucket):
+    """A folder is listed anew each time; fsspec would keep what it has seen."""
+
+    class Client(fsspec.AbstractFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+    assert Client().dircache.use_listings_cache is False
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

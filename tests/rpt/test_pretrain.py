@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -123,10 +124,15 @@ def test_continued_training_begins_where_the_other_run_ended(uninterrupted, tmp_
         "pretrain.opening_steps": 0,
         "pretrain.optimizer.decay_steps": 0,
     }
-    found = pretrain.pretrain(experiment(**changes), tmp_path / "run", init=uninterrupted[0])
+    init, run = tmp_path / "init", tmp_path / "run"
+    shutil.copytree(uninterrupted[0], init)
+    found = pretrain.pretrain(experiment(**changes), run, init=init)
     assert found["metrics"]["ntp_nats"] < 3.2
-    recorded = json.loads((tmp_path / "run" / "command.json").read_text())
-    assert recorded == {"command": "pretrain", "init": str(uninterrupted[0])}
+    recorded = json.loads((run / "command.json").read_text())
+    assert recorded == {"command": "pretrain", "init": str(init)}
+    shutil.rmtree(init)  # which the run needs no more
+    again = pretrain.pretrain(experiment(**changes), run, init=init)
+    assert again["params_sha256"] == found["params_sha256"]
     with pytest.raises(ValueError, match=r"holds a run of rpt\.pretrain --init"):
         pretrain.pretrain(experiment(**changes), tmp_path / "run")
 

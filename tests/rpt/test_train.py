@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,15 +174,20 @@ def test_the_run_directory_says_what_ran(uninterrupted, base):
 
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_stopped_is_uninterrupted(uninterrupted, base, tmp_path, stop_at):
-    """Checkpoints are due at 3 and 6: a stop writes one at any step."""
-    run = tmp_path / "run"
-    stopped = train.train(experiment(base), run, stop=tiny_experiment.StopAfter(stop_at))
+    """Checkpoints are due at 3 and 6: a stop writes one at any step.
+
+    What it began with may be gone by then: the disk of a TPU that was replaced is empty.
+    """
+    run, init = tmp_path / "run", tmp_path / "init"
+    shutil.copytree(base, init)
+    stopped = train.train(experiment(init), run, stop=tiny_experiment.StopAfter(stop_at))
     assert (stopped["step"], stopped["finished"]) == (stop_at, False)
     assert len(lines(run / "metrics.jsonl")) == stop_at
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (run / name).open("a") as file:
             file.write('{"step": 3, "rew')  # what a kill in the middle of a line leaves behind
-    train.train(experiment(base), run)
+    shutil.rmtree(init)
+    train.train(experiment(init), run)
     assert_same_run(run, uninterrupted[0])
 
 

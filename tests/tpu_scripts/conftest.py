@@ -37,6 +37,7 @@ class Cloud:
     rules: list[str] = dataclasses.field(default_factory=list)
     workers: int = 2
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    called_from: pathlib.Path | None = None
 
     def rule(self, on: str, *nth: int, message: str = "", **what: int | str | None) -> None:
         """What goes wrong at the nth call of a kind (at every one): see standin_gcloud.sh."""
@@ -49,6 +50,10 @@ class Cloud:
     def program(self, text: str) -> None:
         (self.home / "program").write_text(text)
 
+    def tool(self, name: str, text: str) -> None:
+        """A program of the machine that launches."""
+        write_script(self.home / "bin" / name, "#!/bin/bash\n" + text)
+
     def run(self, script: str, *flags: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Runs a script, which must end with this status."""
         (self.home / "worker_count").write_text(str(self.workers))
@@ -56,6 +61,7 @@ class Cloud:
         command = [str(self.checkout / "tpu_scripts" / script), *flags]
         process = subprocess.Popen(
             command,
+            cwd=self.called_from,
             env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -119,6 +119,15 @@ def test_secrets_are_in_a_file_and_nowhere_else(cloud, tmp_path):
     assert (cloud.home / "workers/1/.rpt-env").stat().st_mode & 0o777 == 0o600
 
 
+def test_paths_are_from_where_it_is_called(cloud, tmp_path):
+    cloud.called_from = tmp_path
+    (tmp_path / "secrets").write_text("HF_TOKEN=x")
+    (tmp_path / "secrets").chmod(0o600)
+    cloud.launch("--env-file=secrets", "--log=log")
+    assert (tmp_path / "log").read_text() == "step 1\nstep 2\n"
+    assert (cloud.home / "workers/0/.rpt-env").read_text() == "HF_TOKEN=x"
+
+
 # ---- getting a TPU -------------------------------------------------------------------------------
 
 
@@ -303,6 +312,25 @@ def test_a_worker_that_cannot_be_reached_any_more_costs_the_tpu(cloud):
     assert "resumed from 10\n" in done.stdout
     assert cloud.kinds().count("create") == 2
     assert cloud.pauses().count(30) >= 2
+
+
+@pytest.mark.parametrize(
+    ("call", "nth", "status", "said"),
+    [
+        ("scp", (2, 3), 255, "the workers of rpt cannot be reached"),
+        ("ssh install", (2,), 4, "the installation failed on worker 0"),
+    ],
+)
+def test_workers_that_cannot_be_had_back_after_a_preemption_cost_the_tpu(
+    cloud, call, nth, status, said
+):
+    cloud.program(RESUMES)
+    cloud.rule("ssh status", 3, node="PREEMPTED")
+    cloud.rule(call, *nth, fail=status, message="ERROR: Connection timed out")
+    done = cloud.launch("--ssh-retries=1")
+    assert said in done.stderr
+    assert "resumed from 10\n" in done.stdout
+    assert cloud.kinds().count("create") == 3
 
 
 def test_workers_that_never_could_be_reached_are_a_mistake(cloud):

@@ -38,6 +38,7 @@ BAD = {
     "--backoff-max-seconds=x": "is not a whole number",
     "--grace-seconds=x": "is not a whole number",
     "--env-file=missing": "cannot be read",
+    "--log=missing/log": "there is no folder",
     "--spot=yes": "--spot takes no value",
     "--sport": "unknown flag --sport",
     "-v": "unexpected argument '-v'",
@@ -75,6 +76,38 @@ def test_a_file_of_secrets_that_others_can_read_is_refused(cloud, tmp_path):
     (tmp_path / "secrets").chmod(0o644)
     line = only_line(cloud.launch(f"--env-file={tmp_path}/secrets", status=1))
     assert "chmod 600" in line
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on resource",
+        "UNAUTHENTICATED: Request had invalid authentication credentials.",
+        "INVALID_ARGUMENT: The parent is malformed",
+        "You do not currently have an active account selected.",
+        "There was a problem refreshing your current auth tokens: Reauthentication failed.",
+        "The required property [project] is not currently set.",
+    ],
+)
+def test_no_login_and_no_permission_end_at_once(cloud, message):
+    said = f"ERROR: (gcloud.compute.tpus.tpu-vm.describe) {message}"
+    cloud.rule("describe", fail=1, message=said + "\nPlease run: gcloud auth login")
+    assert message in only_line(cloud.launch(status=1))
+    assert cloud.pauses() == []
+    assert len(cloud.calls()) == 1
+
+
+def test_what_a_worker_says_is_no_word_of_gcloud(cloud):
+    cloud.rule("ssh install", 1, fail=255, message="pip: ERROR: PERMISSION_DENIED")
+    assert cloud.launch().stdout == "step 1\nstep 2\n"
+
+
+def test_a_checkout_that_cannot_be_packed(cloud):
+    cloud.tool("tar", "echo tar: no space >&2; exit 2")
+    done = cloud.launch(status=1)
+    assert "the checkout could not be packed into" in only_line(done)
+    assert "tar: no space" in done.stderr
+    assert "scp" not in cloud.kinds()
 
 
 def test_one_host_where_one_host_is_needed(cloud):

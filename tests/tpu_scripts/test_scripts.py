@@ -152,6 +152,16 @@ def test_bench_that_fails_deletes_the_tpu_too(cloud):
     assert cloud.state() is None
 
 
+def test_bench_leaves_the_tpu_after_ctrl_c(cloud):
+    cloud.workers = 1
+    cloud.program("sleep 100")
+    (cloud.home / "interrupt").write_text("")
+    done = cloud.run("bench.sh", *PLACE, "--type=v6e-1", "--delete", status=130)
+    assert "the run goes on" in done.stderr
+    assert cloud.state() == "READY"
+    assert "delete" not in cloud.kinds()
+
+
 def test_bench_passes_words_on(cloud):
     cloud.workers = 1
     cloud.run("bench.sh", *PLACE, "--type=v6e-1", "--only=step", "--", "--workload=W1", "a b")

@@ -91,6 +91,16 @@ def test_stop_ends_a_program_that_does_not_listen(worker, cloud):
     assert "state=asked" in until(worker, "asked")
 
 
+def test_a_stop_in_no_time_at_all_is_a_kill(worker, cloud):
+    cloud.program(PROGRAM)
+    worker("start", "abc", "none", "rpt.train")
+    while "began" not in worker("log", "0"):
+        pass
+    worker("stop", "0")
+    until(worker, "asked")
+    assert "saved" not in worker("log", "0")
+
+
 def test_start_twice_is_start_once(worker, cloud):
     cloud.program(PROGRAM)
     assert worker("start", "abc", "none", "rpt.train", "a b") == "rpt-started worker=0 new\n"
