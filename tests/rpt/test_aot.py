@@ -66,7 +66,7 @@ def test_what_the_compiler_refuses_does_not_fit():
 
 MODEL = model_config.ModelConfig(
     vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, ff_width=48,
-    dtype="bfloat16",
+    dtype="bfloat16", remat="full",
 )  # fmt: skip
 
 

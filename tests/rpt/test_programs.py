@@ -162,11 +162,13 @@ def test_growing_holds_the_cache_and_one_layer_of_the_old_one(reported):
 
 
 def test_what_a_report_says_of_small_programs(reported):
-    """No logits move, no loop is of unknown length, and each program exchanges what it needs."""
-    _, report = reported
+    """No logits move, only truncated sampling has a loop of unknown length, and each program
+    exchanges what it needs."""
+    name, report = reported
+    truncated = compiled_programs.config_of(name).rollout.top_k > 0
     for each in report.programs:
         assert not aot.logits_moved(each.costs, compiled_programs.MODEL, report.mesh), each.name
-        assert not each.costs.unknown_loops, each.name
+        assert len(each.costs.unknown_loops) == (truncated and each.name == "decode"), each.name
     for program, (counted, needed) in report.fsdp_exchanges.items():
         if report.mesh["fsdp"] > 1:
             assert 0.95 * needed < counted < 1.2 * needed, (program, counted, needed)
