@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from rpt import branch_cache, chips, hlo_costs, programs, rollout, sharding
+from rpt import branch_cache, chips, hlo, hlo_costs, programs, rollout, sharding
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
@@ -230,7 +230,7 @@ def logits_moved(
     costs: hlo_costs.Costs, model: model_config.ModelConfig, mesh: Mapping[str, int]
 ) -> list[hlo_costs.Collective]:
     """Collectives of arrays with the vocabulary, or a shard of it over any axes of the mesh, as an
-    axis, but for those that are as large as the head or a shard of it: none is expected."""
+    axis, but for the head and its shards, told by their width and their size: none is expected."""
     V, D = model.vocab_size, model.width
     sizes = (mesh["replica"], mesh["fsdp"], mesh["tensor"])
     shards = {math.prod(chosen) for r in range(4) for chosen in itertools.combinations(sizes, r)}
@@ -239,15 +239,13 @@ def logits_moved(
         x // n for x in (D, model.ff_width, model.num_heads * model.head_width) for n in shards
     }
     vocab = {V, V // mesh["tensor"]} | {V // n for n in shards if V % n == 0} - others
-    head = {V * D // n for n in shards if V * D % n == 0}
-    return [
-        each
-        for each in costs.collectives
-        if any(
-            vocab & set(a.shape) and math.prod(a.shape) not in head and a.dtype in ("f32", "bf16")
-            for a in each.arrays
-        )
-    ]
+    head, widths = {V * D // n for n in shards}, {D // n for n in shards}
+
+    def logits(array: hlo.Array) -> bool:
+        is_head = math.prod(array.shape) in head and widths & set(array.shape)
+        return bool(vocab & set(array.shape)) and not is_head and array.dtype in ("f32", "bf16")
+
+    return [each for each in costs.collectives if any(map(logits, each.arrays))]
 
 
 def weights_moved(
