@@ -204,10 +204,11 @@ def idle(
 
 @dataclasses.dataclass(frozen=True)
 class Idle:
-    """A source of plain text with an empty thought behind a share of its words.
+    """A source of plain text with an empty thought in a share of its words, or behind them.
 
     It teaches a model that was shown thoughts in generated documents alone that in other text, too,
-    the text goes on behind a thought. Which words have one is a function of the document.
+    the text goes on behind a thought: half of them stand anywhere in the word, because many tokens
+    go on in the middle of one. Which words have one, and where, is a function of the document.
     """
 
     source: records.Source
@@ -227,8 +228,11 @@ class Idle:
         rng = random.Random(record.document_id)
 
         def with_thought(word: re.Match[str]) -> str:
-            empty = THINK_OPEN + THINK_CLOSE if rng.random() < self.share_of_words else ""
-            return word.group() + empty
+            letters = word.group()
+            if rng.random() >= self.share_of_words:
+                return letters
+            place = rng.randint(1, len(letters)) if rng.random() < 0.5 else len(letters)
+            return letters[:place] + THINK_OPEN + THINK_CLOSE + letters[place:]
 
         text = re.sub(r"\S+(?=\s)", with_thought, record.text)
         return dataclasses.replace(record, text=text, markup=True)

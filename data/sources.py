@@ -25,7 +25,7 @@ into the cache ($RPT_CACHE, else ~/.cache/rpt). `field=a,b` joins fields by an e
 
 All but the generated and interleaved ones take the options of data/transforms.py
 (filters, removal of duplicates and of benchmark text, and `split=train|validation|test`),
-`idle_thoughts=0.06` (an empty thought behind that share of the words, data/generated.py), and
+`idle_thoughts=0.06` (an empty thought in or behind that share of words, data/generated.py), and
 `on_fault=fail|skip`, `max_faults=100`, `max_bytes=16777216`: what is done about records that cannot
 be used. Files are checked whole when they are opened, so that a bad line is found now and not after
 an hour; what is already indexed for reading at random (ArrayRecord, TFDS, prepared folders) is

@@ -214,8 +214,8 @@ class EvaluateConfig:
         behind bin_entropy.
       documents: of each part of the mixture, times its weight; where there are fewer, further
         windows of long ones.
-      gate_documents: documents of each part of which every position is thought at, for the gated
-        curve.
+      gate_documents: documents of each part, times its weight, of which every position is thought
+        at, for the gated curve.
       positions_per_document: thought at in the hardest bin, at most.
       other_positions_per_document: thought at in each other bin, at most.
       thoughts: per position.

@@ -129,7 +129,7 @@ def evaluate(
     # ---- positions: the same for every arm -------------------------------------------------------
     path = request.positions or folder / POSITIONS
     given, rows = evaluation_reference.open_positions(config, loaded, mixture, path, say)
-    bins = evaluation_positions.choose(given.positions, settings)
+    bins = evaluation_positions.choose(given.positions, settings, mixture)
     thought_P = np.logical_or.reduce(list(bins.values()))
     hard_P = bins[evaluation_positions.hardest(bins)]
     plan = evaluation_ablations.plan(settings, filler_id, given.positions, hard_P)

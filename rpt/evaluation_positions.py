@@ -16,6 +16,7 @@ Letters: P positions, B rows, S trunk positions.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -231,13 +232,15 @@ def nested_and_disjoint(bins_nats: Sequence[float]) -> dict[str, tuple[float, fl
     return nested | disjoint
 
 
-def choose(found: Sequence[Position], settings: config.EvaluateConfig) -> dict[str, np.ndarray]:
+def choose(
+    found: Sequence[Position], settings: config.EvaluateConfig, mixture: config.Mixture
+) -> dict[str, np.ndarray]:
     """bool [P] for every bin: which positions stand for it.
 
     Of each document, a bin takes the first few in one pseudo-random order, so the bins overlap
-    and few positions serve all. GATE holds every position of the first documents of each part;
-    'label:NAME' holds every position with that label. A position is thought at if any bin
-    holds it.
+    and few positions serve all. GATE holds every position of the first documents of each part of
+    the mixture, as many as `gate_documents` times its weight; 'label:NAME' holds every position
+    with that label. A position is thought at if any bin holds it.
     """
     row_P = np.array([p.row for p in found], np.int64)
     entropy_P = np.array([p.bin_entropy for p in found], np.float64)
@@ -251,9 +254,10 @@ def choose(found: Sequence[Position], settings: config.EvaluateConfig) -> dict[s
         bins[name] = _first(inside_P, row_P, order_P, count)
     gate_P = np.zeros(len(found), bool)
     part_P = np.array([p.part for p in found])
-    for part in dict.fromkeys(part_P.tolist()):
-        of_part = part_P == part
-        gate_P |= of_part & np.isin(row_P, np.unique(row_P[of_part])[: settings.gate_documents])
+    for part in mixture:
+        of_part = part_P == part.name
+        wanted = math.ceil(settings.gate_documents * part.weight)
+        gate_P |= of_part & np.isin(row_P, np.unique(row_P[of_part])[:wanted])
     bins[GATE] = gate_P
     label_P = np.array([p.label for p in found])
     for label in sorted(set(label_P.tolist()) - {""}):

@@ -57,8 +57,12 @@ def devices(topology: str) -> list[Any]:
     # No TPU VM stands behind the description, and another process may hold the library's lock.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # As JAX sees a v4: one device a chip, whose two cores are used as one.
+    megacore = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
-        description = _topologies.get_topology_desc(topology_name=topology, platform="tpu")
+        description = _topologies.get_topology_desc(
+            topology_name=topology, platform="tpu", **megacore
+        )
     except Exception as error:
         raise ValueError(
             f"libtpu knows no slice {topology!r}; they look like v5e:2x4 or v5p:4x4x4"

@@ -66,25 +66,33 @@ def _child(loop: str, base: pathlib.Path, run: pathlib.Path, log: pathlib.Path) 
         os._exit(code)
 
 
-def wait(pid: int, seconds: float, run: pathlib.Path, saving: bool) -> int | None:
-    """The exit status if it ends by itself; None after the time, or at the first save in it.
+def wait(pid: int, seconds: float, run: pathlib.Path, saving: bool, left: set[int]) -> int | None:
+    """The exit status if it ends by itself; None after the time, or, where a save is wanted, at the
+    first that is seen after it, waiting for one up to four times as long.
 
-    Looks for a save only where one is wanted, in the second half of the time.
+    `left` is what earlier kills have left half saved; what the process sweeps away is taken out of
+    it, since the next save may get the same inode.
     """
     began = time.monotonic()
     while (passed := time.monotonic() - began) < (seconds * 4 if saving else seconds):
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        if saving and passed > seconds and is_saving(run):
+        now = half_saved(run)
+        left &= now
+        if saving and passed > seconds and now - left:
             return None
         time.sleep(0.0005 if saving else 0.005)
     return None
 
 
-def is_saving(run: pathlib.Path) -> bool:
+def half_saved(run: pathlib.Path) -> set[int]:
+    """Inodes of checkpoints that are being written, or were when a process was killed."""
     folder = run / "checkpoints"
-    return folder.is_dir() and any(".saving" in path.name for path in folder.iterdir())
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.inode() for entry in entries if ".saving" in entry.name}
 
 
 def result(run: pathlib.Path) -> dict:
@@ -129,13 +137,14 @@ class Chaos:
         """Until its end, or until there were enough kills and it is let go to its end."""
         run = self.folder / f"run{self.counts['runs']}"
         while True:
+            left = half_saved(run)
             pid = begin(self.loop, self.base, run, self.log)
             enough = self.counts["kills"] >= kills
             seconds = 1e6 if enough else self.draw.uniform(0, self.seconds)
             saving = not enough and self.draw.random() < 0.3
-            status = wait(pid, seconds, run, saving)
+            status = wait(pid, seconds, run, saving, left)
             if status is None:
-                status = self._end(pid, run)
+                status = self._end(pid, run, left)
             elif status:
                 fail(f"a start failed by itself with {status}", self.log)
             if status == 0 and (run / "summary.json").is_file() and result(run)["finished"]:
@@ -144,11 +153,12 @@ class Chaos:
         if result(run) != self.wanted:
             fail(f"{run} differs from the uninterrupted run", self.log)
 
-    def _end(self, pid: int, run: pathlib.Path) -> int:
+    def _end(self, pid: int, run: pathlib.Path, left: set[int]) -> int:
+        """Its exit status; `left` as in `wait`."""
         if self.draw.random() < 0.125:
             began = time.monotonic()
             os.kill(pid, signal.SIGTERM)
-            status = wait(pid, 2 * _TERM_SECONDS, run, saving=False)
+            status = wait(pid, 2 * _TERM_SECONDS, run, saving=False, left=left)
             seconds = time.monotonic() - began
             if status != 0 or seconds > _TERM_SECONDS:
                 if status is None:
@@ -159,11 +169,16 @@ class Chaos:
             return status
         # Stopped first, so that what is said about the moment is true of it.
         os.kill(pid, signal.SIGSTOP)
-        self.counts["kills_in_a_save"] += is_saving(run)
+        saving = bool(half_saved(run) - left)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        self.counts["kills"] += 1
-        return os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        if code > 0:
+            fail(f"a start failed by itself with {code}", self.log)
+        if code:  # else it had ended in the meantime
+            self.counts["kills"] += 1
+            self.counts["kills_in_a_save"] += saving
+        return code
 
 
 def main() -> None:

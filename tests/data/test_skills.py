@@ -160,6 +160,9 @@ def test_text_with_idle_thoughts_is_the_same_text():
         assert other.markup
         share = other.text.count("<think></think>") / len(one.text.split())
         assert 0.05 < share < 0.15
+        assert not re.search(r"(?:^|\s)<think>", other.text)
+    text = "".join(idle[i].text for i in range(len(idle)))
+    assert 0.2 < len(re.findall(r"</think>(?=\S)", text)) / text.count("</think>") < 0.6
     with pytest.raises(ValueError, match="idle_thoughts='2' must be a share"):
         sources.open_source("pydoc:?idle_thoughts=2")
 

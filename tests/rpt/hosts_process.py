@@ -71,10 +71,15 @@ class Recorder:
             self.seen.setdefault(name, np.concatenate(blocks) if leaf.ndim else blocks[0])
 
 
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def main() -> None:
     where, folder, given = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
     settings = tiny_experiment.get_config()
-    settings.update_from_flattened_dict(given["changes"])
+    settings.update_from_flattened_dict({k: _tuples(v) for k, v in given["changes"].items()})
     with hosts.joined(where) as team:
         recorder = Recorder(given, team)
         stop = None

@@ -229,6 +229,14 @@ def test_links_of_an_axis():
     assert aot.links(flat, chips.CHIPS["v5e"], ("fsdp",)) == 2
 
 
+@needs_libtpu
+@pytest.mark.parametrize("generation", topologies.GENERATIONS)
+def test_every_generation_has_a_mesh_of_devices_as_its_rates_count_them(generation):
+    """A device is a chip of a v4, whose cores are joined, and half a chip of a TPU7x."""
+    found = topologies.mesh(topologies.GENERATIONS[generation], sharding.MeshConfig(tensor=2))
+    assert found.size == (8 if generation == "tpu7x" else 4)
+
+
 def compile_command(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rpt.compile", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

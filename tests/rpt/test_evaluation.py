@@ -14,6 +14,8 @@ MODEL = model_config.ModelConfig(
     vocab_size=264, width=32, num_layers=2, num_heads=2, num_kv_heads=1, head_width=16, ff_width=32
 )
 
+_PART = (config.SourceConfig("text", "miniature:", 1.0),)
+
 
 def positions_of(entropies: list[list[float]], part: str = "text"):
     return [
@@ -34,24 +36,38 @@ def test_each_bin_takes_at_most_its_share_of_a_document_from_within_its_limits()
     settings = config.EvaluateConfig(
         positions_per_document=7, other_positions_per_document=4, gate_documents=2
     )
-    bins = evaluation_positions.choose(found, settings)
+    bins = evaluation_positions.choose(found, settings, _PART)
     limits = evaluation_positions.nested_and_disjoint(settings.bins_nats)
     assert set(limits) == {">1.5", ">1.0", ">0.5", "<=0.5", "0.5..1.0", "1.0..1.5"}
     for name, (low, high) in limits.items():
         assert ((entropy_P[bins[name]] > low) & (entropy_P[bins[name]] <= high)).all()
         assert np.bincount(row_P[bins[name]]).tolist() == [7 if name == ">1.5" else 4] * 6
     assert np.array_equal(bins["gate"], row_P < 2)
-    again = evaluation_positions.choose(found, settings)
+    again = evaluation_positions.choose(found, settings, _PART)
     assert all(np.array_equal(bins[name], again[name]) for name in bins)
-    other = evaluation_positions.choose(found, dataclasses.replace(settings, seed=1))
+    other = evaluation_positions.choose(found, dataclasses.replace(settings, seed=1), _PART)
     assert not np.array_equal(bins["all"], other["all"])
+
+
+def test_gated_thinking_is_measured_on_documents_of_each_part_by_its_weight():
+    entropies = np.ones((6, 20)).tolist()
+    found = positions_of(entropies) + [
+        dataclasses.replace(p, part="small", row=p.row + 6) for p in positions_of(entropies)
+    ]
+    row_P = np.array([p.row for p in found])
+    settings = config.EvaluateConfig(gate_documents=4)
+    bins = evaluation_positions.choose(
+        found, settings, (*_PART, config.SourceConfig("small", "miniature:", 0.3))
+    )
+    assert sorted(set(row_P[bins["gate"]])) == [0, 1, 2, 3, 6, 7]
+    assert bins["gate"].sum() == 6 * 20
 
 
 def test_the_bins_overlap_so_that_few_positions_serve_all():
     rng = np.random.default_rng(1)
     found = positions_of(rng.uniform(0, 3, (5, 60)).tolist())
     settings = config.EvaluateConfig(gate_documents=0)
-    bins = evaluation_positions.choose(found, settings)
+    bins = evaluation_positions.choose(found, settings, _PART)
     disjoint = [bins[name] for name in ("<=0.5", "0.5..1.0", "1.0..1.5", ">1.5")]
     union_P = np.logical_or.reduce(disjoint)
     for name in ("all", ">0.5", ">1.0"):

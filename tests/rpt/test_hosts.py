@@ -139,6 +139,31 @@ def test_pre_training_too(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_gate_too(tmp_path):
+    """Its documents are dealt to the processes, with empty rows where they do not divide."""
+    changes = {
+        "train.seq_len": 192,
+        "pretrain.opening_steps": 1,
+        "pretrain.gate.mixture": [["plain", "miniature:?kind=plain&split=validation", 1.0]],
+        "pretrain.gate.labels": ["answer/1", "answer/2"],
+        "pretrain.gate.documents": 6,
+        "pretrain.gate.threshold": 0.0,
+        "pretrain.gate.first_step": 2,
+        "pretrain.gate.max_steps": 4,
+    }
+    wanted = run(1, tmp_path / "one", devices=4, loop="pretrain", changes=changes)
+    found = run(2, tmp_path / "two", loop="pretrain", changes=changes)
+    gates = [summary(tmp_path / name)["gate"] for name in ("one", "two")]
+    assert gates[0]["decay_start"] == 2
+    assert gates[1] == gates[0]
+    documents = wanted["length_BR/0"].max(axis=1) > 0
+    assert documents.sum() == 6
+    assert (found["length_BR/0"][6:] == 0).all()
+    same_BR = (found["tokens_BRT/0"][:6] == wanted["tokens_BRT/0"]).all(axis=-1)
+    assert same_BR.mean() >= 0.99
+
+
+@pytest.mark.slow
 def test_everything_that_is_agreed_on(tmp_path):
     """Warm-up, dynamic sampling, KL to a reference: rounds, shapes and normalisers of all hosts."""
     changes = {
