@@ -8,6 +8,7 @@ python -m rpt.pretrain --config=configs/mini.py --workdir=runs/stage0     stage 
 from ml_collections import ConfigDict
 
 from configs import common
+from data import miniature
 
 # Plain stories, RPT's and the test's, never ask a variable right after its child, so that no
 # answer is one step from the one before it. Worked stories, which teach thinking, ask densely;
@@ -109,6 +110,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     plan.claim_part = "stories"
     plan.reference = "reference"
+    plan.shown_depth = miniature.MiniatureConfig.worked_depth
 
     # The reference, and the controls, which execute RPT's FLOPs: continued next-token prediction,
     # and Mixed SFT, which continues stage 0's own mixture with worked stories.

@@ -16,7 +16,6 @@ A reader verifies the manifest and takes the newest good one.
 import contextlib
 import dataclasses
 import hashlib
-import math
 import pathlib
 import sys
 import threading
@@ -29,7 +28,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rpt import files, hosts, manifests, sharding
-from rpt import ledger as ledger_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +121,14 @@ class Checkpoints:
         self._complete.wait()
         self._scaling.wait()
 
+    def let_finish(self) -> None:
+        """As `wait`, in a run that has failed already: a save that fails too is only told."""
+        for store in (self._complete, self._scaling):
+            try:
+                store.wait()
+            except SaveFailed as failure:
+                print(f"warning: {failure}", file=sys.stderr)
+
     def close(self) -> None:
         self.wait()
         self._complete.close()
@@ -156,8 +162,12 @@ class _Store:
             self._writer.save(epath.Path(self._staging(step)), args=args)
         except Exception as error:  # Orbax and its parts raise many kinds
             raise self._failed(step, error) from error
-        self._thread = threading.Thread(target=self._finish, args=(step, self._writer))
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, self._writer), name=f"save of step {step}"
+        )
         self._thread.start()
+        if first:  # the others' part is done when Orbax is
+            self._team.hold(self._thread)
 
     def _finish(self, step: int, writer: ocp.AsyncCheckpointer) -> None:
         """In the background: the manifest, the step's name, then room for the next."""
@@ -167,8 +177,10 @@ class _Store:
                 return
             staging = self._staging(step)
             manifests.write(staging)
+            # A name that survives a power cut is to have its files, and older ones go only then.
+            files.settle(staging)
             if staging != self.folder / str(step):
-                staging.rename(self.folder / str(step))
+                files.rename(staging, self.folder / str(step))
             self._retain()
         except Exception as error:
             self._failure = self._failed(step, error)
@@ -361,18 +373,7 @@ def _restore_args(like: Any) -> Any:
     )
 
 
-# ---- scaling points, digests ---------------------------------------------------------------------
-
-
-def crosses_scaling_point(before: ledger_lib.Ledger, after: ledger_lib.Ledger, per_decade: int):
-    """Whether training FLOPs passed one of `per_decade` log-spaced points between two ledgers."""
-    if not per_decade or not after.training_flops:
-        return False
-
-    def index(flops: int) -> int:
-        return math.floor(per_decade * math.log10(flops)) if flops else -1
-
-    return index(before.training_flops) != index(after.training_flops)
+# ---- digests -------------------------------------------------------------------------------------
 
 
 def params_sha256(params: Any) -> str:

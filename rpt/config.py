@@ -225,7 +225,8 @@ class EvaluateConfig:
       ablations: what is done to the thoughts of the hard bin before the answer is read again, see
         rpt/evaluation_ablations.py.
       filler: text of the one token that the ablation 'filler' puts in place of every other.
-      seed: of the order of documents, the thoughts and the bootstrap; the same for all arms.
+      seed: of the order of documents, the thoughts and the bootstrap; the same for all arms. An
+        experiment takes its own seed instead, so that each of its seeds draws other documents.
     """
 
     validation: Mixture = ()

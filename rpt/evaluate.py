@@ -21,7 +21,8 @@ results.json, strict JSON (an unknown end of an interval is null; E is {mean, lo
     reference    path, params_sha256: the model behind bin_entropy
     positions    path, sha256, eligible, thought_at
     settings     thoughts, temperature, think_tokens, answer_format, answer_tokens, on_budget,
-                 template_sha256, header_tokens, window_tokens, bins_nats, ablations, filler, seed
+                 template_sha256, header_tokens, window_tokens, bins_nats, gate_documents,
+                 positions_per_document, other_positions_per_document, ablations, filler, seed
     test_reading how many times these parameters have read the test split; null on validation
     parts        for 'all' and each part of the mixture:
       bins         for 'all' tokens, nested ('>0.5') and disjoint ('0.5..1.0', '<=0.5') bins, ROW
@@ -259,6 +260,9 @@ def _settings(
         "header_tokens": len(subject.header),
         "window_tokens": subject.window_tokens,
         "bins_nats": list(settings.bins_nats),
+        "gate_documents": settings.gate_documents,
+        "positions_per_document": settings.positions_per_document,
+        "other_positions_per_document": settings.other_positions_per_document,
         "ablations": list(settings.ablations),
         "filler": settings.filler,
         "seed": settings.seed,

@@ -16,6 +16,7 @@ from rpt import evaluation_positions, ledger, rewards, statistics
 from rpt.model import config as model_config
 
 ALL, GATE = evaluation_positions.ALL, evaluation_positions.GATE
+ASKED = "asked"  # no bin of the positions file: `in_bin` makes it of the labels
 Mode = Literal[
     "no_think", "no_think_raw", "no_think_header", "thought_sample", "thought_argmax",
     "target_probability",
@@ -112,6 +113,16 @@ class Costs:
         context = self.header_prefix + self.window / 2 + branch_tokens / 2
         one = ledger.forward_flops(self.model, 1, context)
         return self.no_think("header") + int(branch_tokens * one)
+
+
+def in_bin(measured: Measured, bin: str) -> np.ndarray:
+    """bool [P]: what a bin holds; ASKED every label but noise, and an unknown one nothing."""
+    nothing_P = np.zeros(len(measured.part_P), bool)
+    if bin != ASKED:
+        return measured.bins.get(bin, nothing_P)
+    labels = [name for name in measured.bins if name.startswith("label:")]
+    asked = [measured.bins[name] for name in labels if name != f"label:{NOISE_LABEL}"]
+    return np.logical_or.reduce([nothing_P, *asked])
 
 
 def baseline(measured: Measured, mask_P: np.ndarray) -> str:

@@ -198,6 +198,21 @@ def read(path: pathlib.Path) -> PositionsFile:
     return PositionsFile(about, found, hashlib.sha256(content).hexdigest())
 
 
+def read_about(path: pathlib.Path) -> dict[str, Any]:
+    """The first line of a positions file that is there.
+
+    Raises:
+      ValueError: it is none.
+    """
+    with path.open() as file:
+        try:
+            return json.loads(file.readline())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no positions file ({error}); remove it or name another"
+            ) from None
+
+
 def check(path: pathlib.Path, about: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuses a file made for other text, another tokenizer or other settings."""
     for key, value in expected.items():

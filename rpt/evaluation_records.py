@@ -257,7 +257,7 @@ def compare(
 
     Args:
       a, b: predictions of two arms, from `load`.
-      bin: such as '>1.5', 'all', 'gate', 'label:noise'.
+      bin: such as '>1.5', 'all', 'gate', 'label:noise', 'asked' (every label but noise).
       part: part of the mixture.
       mode_a, mode_b: 'no_think' (the better context), 'no_think_raw', 'no_think_header',
         'thought_sample', 'thought_argmax', 'target_probability', or 'ablation_drop' and the
@@ -282,6 +282,9 @@ def differences(
 ) -> tuple[np.ndarray, np.ndarray]:
     """a - b at each position, and its document; modes with their thresholds, else as `compare`.
 
+    The arms may have been measured at further positions, each at its own: what counts is that the
+    bin of the part holds the same ones in both.
+
     Raises:
       ValueError: as `compare`.
     """
@@ -291,14 +294,18 @@ def differences(
                 f"the two predictions have another {key} ({a.about[key]} and {b.about[key]}); "
                 "evaluate both arms with the same --positions file"
             )
-    found = []
+    masks, places = [], []
     for recorded in (a, b):
-        if bin not in recorded.measured.bins:
-            raise ValueError(f"no bin {bin!r}; there are {', '.join(recorded.measured.bins)}")
-        found.append(recorded.measured.bins[bin] & recorded.measured.in_part(part))
-    if not np.array_equal(*found) or not found[0].any():
+        measured = recorded.measured
+        if bin != evaluation.ASKED and bin not in measured.bins:
+            raise ValueError(f"no bin {bin!r}; there are {', '.join(measured.bins)}")
+        mask_P = evaluation.in_bin(measured, bin) & measured.in_part(part)
+        masks.append(mask_P)
+        identity = (measured.part_P, measured.document_id_P, measured.cut_P)
+        places.append([each_P[mask_P] for each_P in identity])
+    if not masks[0].any() or not all(map(np.array_equal, *places)):
         raise ValueError(f"bin {bin!r} of part {part!r} is empty, or not the same in both arms")
-    difference_P = evaluation.values(a.measured, found[0], *mode_a) - evaluation.values(
-        b.measured, found[1], *mode_b
+    difference_P = evaluation.values(a.measured, masks[0], *mode_a) - evaluation.values(
+        b.measured, masks[1], *mode_b
     )
-    return difference_P, a.measured.document_P[found[0]]
+    return difference_P, a.measured.document_P[masks[0]]

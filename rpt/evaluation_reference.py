@@ -27,11 +27,9 @@ def open_positions(
     min_context = max(config.positions.min_context, 1)
     expected = {
         "tokenizer": tokenizer.digest(),
-        "mixture": [[part.name, part.spec, part.weight] for part in mixture],
-        "documents": settings.documents,
+        **text_of(settings, mixture),
         "min_context": min_context,
         "answer_format": config.rollout.answer_format,
-        "seed": settings.seed,
     }
     exists = path.is_file()
     if exists:
@@ -57,6 +55,15 @@ def open_positions(
         about = {**expected, "window_tokens": window_tokens, **text}
         _make_positions(config, tokenizer, rows, path, about)
     return evaluation_positions.read(path), rows
+
+
+def text_of(settings: config_lib.EvaluateConfig, mixture: config_lib.Mixture) -> dict[str, Any]:
+    """Which documents a positions file is about, as its first line says it."""
+    return {
+        "mixture": [[part.name, part.spec, part.weight] for part in mixture],
+        "documents": settings.documents,
+        "seed": settings.seed,
+    }
 
 
 def _make_positions(

@@ -17,27 +17,32 @@ last. With several seeds W/seedN is such an experiment, a part is called seedN/A
 the report that pools them.
 
 The same command goes on where it was stopped: a part that is done is not run again, so the test
-split is read once per arm and seed. --part runs one part alone, on another machine too: what it
-needs must have been copied there, and what it made be copied back. The plan (config.experiment)
-may change between two starts; what an arm trains may not.
+split is read once per arm and seed; what does not belong together is refused
+(rpt/experiment_state.py). --part runs one part alone, on another machine too: what it needs must
+have been copied there, and what it made be copied back. The plan (config.experiment) may change
+between two starts; what an arm trains may not. Fewer arms with more seeds may share the directory:
+the report is then about the arms and claims of the last start, with all seeds that are there.
 """
 
+import dataclasses
 import json
 import pathlib
+import re
 import sys
-import time
 
 from absl import flags
 
 from rpt import (
-    checkpoint,
     cli,
     evaluate,
     evaluation_reference,
     experiment_conductor,
+    experiment_config,
     experiment_pieces,
     experiment_plan,
+    experiment_preregistration,
     experiment_report,
+    experiment_state,
     hosts,
     loading,
     pretrain,
@@ -56,17 +61,19 @@ def run_part(config: config_lib.Config, workdir: pathlib.Path, name: str) -> Non
     """Runs or continues one part; returns at once if it is done.
 
     Raises:
-      ValueError: unknown part, or another part has to be done before it.
+      ValueError: unknown part, another part has to be done before it, or what is there does not
+        belong together.
     """
     experiment_plan.check(config)
     parts = experiment_plan.parts(config)
     if name not in parts:
         raise ValueError(f"unknown part {name!r}; known are {', '.join(parts)}")
     part = parts[name]
-    if is_done(workdir, part):
+    experiment_state.check(config, workdir, experiment_state.needed(parts, name))
+    if experiment_state.is_done(config, workdir, part):
         return
     for needed in part.needs:
-        if not is_done(workdir, parts[needed]):
+        if not experiment_state.is_done(config, workdir, parts[needed]):
             raise ValueError(
                 f"part {name} needs {needed}, which is not finished below {workdir}: "
                 f"run --part={needed} first, or copy what it made"
@@ -77,7 +84,7 @@ def run_part(config: config_lib.Config, workdir: pathlib.Path, name: str) -> Non
     if part.kind == "positions":
         _make_positions(settings, root)
     elif part.kind == "evaluate":
-        _evaluate(settings, root, part.arm)
+        _evaluate(settings, config.experiment, root, part)
     else:
         _train(settings, root, part.arm)
 
@@ -93,61 +100,45 @@ def _train(config: config_lib.Config, root: pathlib.Path, name: str) -> None:
 
 
 def _make_positions(config: config_lib.Config, root: pathlib.Path) -> None:
-    arm = config.experiment.arm(config.experiment.reference)
+    plan = config.experiment
+    arm = plan.arm(plan.reference) if plan.reference_is_arm else None
     settings = experiment_plan.evaluation_config(config, root, arm)
-    loaded = loading.load_run(root / arm.name)
-    for split in config.experiment.splits:
+    loaded = loading.load_any(settings.evaluate.reference)
+    if arm is None:  # the positions are of the arms' tokens, which may not be the checkpoint's
+        loaded = loaded._replace(tokenizer=loading.own_tokenizer(config.data))
+    for split in plan.splits:
         mixture = settings.evaluate.mixture(split)
-        path = _positions(root, split)
+        path = experiment_state.positions_path(root, split)
         evaluation_reference.open_positions(settings, loaded, mixture, path, print)
 
 
-def _positions(root: pathlib.Path, split: str) -> pathlib.Path:
-    return root / "evaluation" / f"positions_{split}.jsonl"
-
-
-def _evaluate(config: config_lib.Config, root: pathlib.Path, name: str) -> None:
-    """Validation and test, and the piece for the report.
+def _evaluate(
+    config: config_lib.Config,
+    plan: experiment_config.ExperimentConfig,
+    root: pathlib.Path,
+    part: experiment_plan.Part,
+) -> None:
+    """Validation and test of one seed, and the piece for the report; `plan` is of all seeds.
 
     Validation chooses the threshold of gated thinking: an arm without skips it, unless validation
     is what is reported.
     """
-    settings = experiment_plan.evaluation_config(config, root, config.experiment.arm(name))
-    loaded = loading.load_run(root / name)
-    digest, out = checkpoint.params_sha256(loaded.params), root / "evaluation" / name
-    plan = config.experiment
+    settings = experiment_plan.evaluation_config(config, root, plan.arm(part.arm))
+    loaded = loading.load_run(root / part.arm)
     for split in plan.splits if settings.evaluate.gate_documents else (plan.split,):
-        if _evaluated(out / split / evaluate.RESULTS) == digest:
+        if experiment_state.is_measured(config, root, part, split):
             continue
+        if split == plan.split:
+            known = experiment_pieces.plan_json(plan)
+            experiment_preregistration.record(root, split, known)
         request = evaluate.Request(
-            path=str(root / name), out=out, split=split, positions=_positions(root, split)
+            path=str(root / part.arm),
+            out=root / "evaluation" / part.arm,
+            split=split,
+            positions=experiment_state.positions_path(root, split),
         )
         evaluate.evaluate(settings, loaded, request)
-    experiment_pieces.write(config, root, name)
-
-
-def _evaluated(path: pathlib.Path) -> str | None:
-    """The digest of the parameters behind a results.json, if there is one."""
-    return json.loads(path.read_text())["model"]["params_sha256"] if path.is_file() else None
-
-
-def is_done(workdir: pathlib.Path, part: experiment_plan.Part) -> bool:
-    """Whether a part has nothing left to do. An arm that was trained anew is evaluated anew."""
-    root = part.root(workdir)
-    if part.kind == "positions":
-        return all(_positions(root, split).is_file() for split in part.splits)
-    trained = (root / part.arm / "summary.json").is_file()
-    if part.kind == "evaluate":
-        path = experiment_pieces.path(root, part.arm)
-        if not path.is_file():
-            return False
-        piece = experiment_pieces.read(path)
-        if piece.plan.split != part.splits[-1]:
-            return False
-        if not trained:
-            return True
-        return piece.params_sha256 == experiment_plan.summary(root, part.arm)["params_sha256"]
-    return trained and experiment_plan.summary(root, part.arm)["finished"]
+    experiment_pieces.write(config, plan, root, part.arm)
 
 
 # ---- all parts, side by side ---------------------------------------------------------------------
@@ -167,26 +158,51 @@ def experiment(config: config_lib.Config, workdir: pathlib.Path, stop: cli.StopS
     """
     experiment_plan.check(config)
     _claim(workdir, config)
-    _check_trained(config, workdir)
+    whole = _with_seeds_there(config, workdir)
+    every = experiment_plan.parts(whole)
+    experiment_state.check(whole, workdir, every.values())
     conductor = experiment_conductor.Conductor(
         workdir,
         experiment_plan.parts(config),
-        is_done=lambda part: is_done(workdir, part),
+        is_done=lambda part: experiment_state.is_done(config, workdir, part),
         command=part_command,
         processes=config.experiment.processes,
         stop=stop,
     )
     if not conductor.run():
         return False
+    # An arm that was trained anew may have left others behind that began from what it was.
+    experiment_state.check(whole, workdir, every.values())
+    _report(config, whole, workdir)
+    return True
+
+
+def _with_seeds_there(config: config_lib.Config, workdir: pathlib.Path) -> config_lib.Config:
+    """With the seeds that other starts have made pieces of, behind the config's own."""
+    plan = config.experiment
+    names = [path.parent.name for path in workdir.glob("seed*/pieces")]
+    there = sorted(int(name[4:]) for name in names if re.fullmatch(r"seed\d+", name))
+    further = [seed for seed in there if seed not in plan.seeds] if plan.seeds else []
+    plan = dataclasses.replace(plan, seeds=(*plan.seeds, *further))
+    return dataclasses.replace(config, experiment=plan)
+
+
+def _report(config: config_lib.Config, whole: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Of each seed, and of all of them; of further seeds than the config's, from what there is."""
     pieces = []
-    for seed in experiment_plan.seeds(config):
+    for seed in experiment_plan.seeds(whole):
         root = workdir / experiment_plan.folder(config, seed)
-        of_seed = experiment_pieces.renewed(experiment_plan.of_seed(config, seed), root)
-        if root != workdir:
-            experiment_report.make(of_seed, root, quiet=True)
+        arms = [
+            part.arm
+            for part in experiment_plan.parts(whole).values()
+            if (part.seed, part.kind) == (seed, "evaluate")
+            and experiment_state.is_done(whole, workdir, part)
+        ]
+        of_seed = experiment_pieces.renewed(config.experiment, root, arms)
+        if root != workdir and of_seed:
+            experiment_report.make(of_seed, root, seeds=(seed,), quiet=True)
         pieces += of_seed
     experiment_report.make(pieces, workdir)
-    return True
 
 
 def _claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -198,37 +214,12 @@ def _claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
     changes = runs.claim(workdir, config, "experiment")
     if changes:
         print(f"changed since the last start: {', '.join(changes)}")
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "commit": runs.commit(),
-            "changed_since_last_start": changes,
-        }
+        entry = {**experiment_preregistration.now(), "changed_since_last_start": changes}
         with (workdir / _CHANGES).open("a") as file:
             file.write(json.dumps(entry) + "\n")
     for seed in config.experiment.seeds:
         root = workdir / experiment_plan.folder(config, seed)
         runs.claim(root, experiment_plan.of_seed(config, seed), "experiment")
-
-
-def _check_trained(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """What was trained by another plan is no part of this one.
-
-    Raises:
-      ValueError: such an arm, and what differs.
-    """
-    parts = experiment_plan.parts(config)
-    for part in parts.values():
-        trained = part.kind in ("pretrain", "train") and is_done(workdir, part)
-        if not trained or not all(is_done(workdir, parts[needed]) for needed in part.needs):
-            continue
-        root, settings = part.root(workdir), experiment_plan.of_seed(config, part.seed)
-        planned = experiment_plan.training_config(settings, root, settings.experiment.arm(part.arm))
-        changes = runs.trained_otherwise(root / part.arm, planned)
-        if changes:
-            raise ValueError(
-                f"{root / part.arm} was trained with another config (config.{changes[0]} differs); "
-                "move it away and the arm is trained anew, or choose another --workdir"
-            )
 
 
 def main(argv: list[str]) -> None:

@@ -38,14 +38,17 @@ def claim(
     pieces: Pieces,
     hard: str,
 ) -> dict[str, Any]:
-    """One claim of results.json (rpt/experiment_report.py)."""
+    """One claim of results.json (rpt/experiment_report.py).
+
+    Pooled it is shown if it is supported in every seed that was measured and that the plan has.
+    """
     seeds: dict[str, Any] = {}
     values: list[tuple[np.ndarray, np.ndarray]] = []
     for seed, arms in pieces.items():
         if asked.a not in arms or asked.b not in arms:
             continue
         a, b = arms[asked.a], arms[asked.b]
-        if not _positions(asked, a, hard).any():
+        if not _positions(asked, a, asked.bin or hard).any():
             continue
         differences = _differences(asked, a, b, hard)
         found = statistics.mean_estimate(*differences, seed=0)
@@ -63,21 +66,25 @@ def claim(
         "goal": asked.goal,
         "arms": [asked.a, asked.b],
         "seeds": seeds,
-        "pooled": _pooled(values, list(seeds.values())) if values else None,
+        "pooled": _pooled(plan, values, seeds) if values else None,
     }
 
 
 def _pooled(
-    values: Sequence[tuple[np.ndarray, np.ndarray]], seeds: Sequence[Mapping[str, Any]]
+    plan: experiment_config.ExperimentConfig,
+    values: Sequence[tuple[np.ndarray, np.ndarray]],
+    seeds: Mapping[str, Any],
 ) -> dict[str, Any]:
     found = statistics.pooled_estimate(values, seed=0)
-    means = [one["difference"]["mean"] for one in seeds]
+    means = [one["difference"]["mean"] for one in seeds.values()]
+    complete = {str(seed) for seed in plan.seeds} <= seeds.keys()
+    supported = complete and all(one["supported"] for one in seeds.values())
     return {
         "difference": evaluation.as_json(found),
         "standard_deviation": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "seeds": len(seeds),
-        "seeds_shown": sum(one["shown"] for one in seeds),
-        "shown": bool(found.low > 0 and all(one["supported"] for one in seeds)),
+        "seeds_shown": sum(one["shown"] for one in seeds.values()),
+        "shown": bool(supported and found.low > 0),
     }
 
 
@@ -105,12 +112,11 @@ def _differences(
 
 
 def _positions(
-    asked: experiment_config.ClaimConfig, piece: experiment_pieces.Piece, hard: str
+    asked: experiment_config.ClaimConfig, piece: experiment_pieces.Piece, bin: str
 ) -> np.ndarray:
     """bool [P]; a bin that the evaluation does not have holds none."""
     measured = piece.recorded.measured
-    inside_P = measured.in_part(asked.part)
-    return inside_P & measured.bins.get(asked.bin or hard, np.zeros_like(inside_P))
+    return measured.in_part(asked.part) & evaluation.in_bin(measured, bin)
 
 
 def _supported(
@@ -120,16 +126,23 @@ def _supported(
     b: experiment_pieces.Piece,
     hard: str,
 ) -> bool:
-    """Whether a difference may count: gates passed, positions enough, and thinking where gated."""
+    """Whether a difference may count: gates passed, positions enough, and thinking that pays.
+
+    Hard tokens must be `least_positions`, and asked ones where a claim is about these. So must
+    those of a claim about every token of the documents for gated thinking, beside the part's hard
+    ones. Of other bins nothing is asked. Where `a` thinks by a gate, enough positions do, and its
+    accuracy lies above that of the same model without any thought, by the whole interval.
+    """
     gates = [stage["gate"] for piece in (a, b) for stage in piece.stages]
-    enough = _positions(asked, a, hard).sum() >= (
-        plan.least_positions if asked.bin in ("", hard) else 1
-    )
-    thinks = (
-        asked.mode_a != "gated"
-        or (a.evaluation["gated"][asked.part]["reported"]["enough_thinking"])
-    )
-    return bool(all(gate is None or gate["passed"] for gate in gates) and enough and thinks)
+    bin = asked.bin or hard
+    counted = {
+        hard: (hard,),
+        evaluation.ASKED: (evaluation.ASKED,),
+        evaluation.GATE: (evaluation.GATE, hard),
+    }.get(bin, ())
+    enough = all(_positions(asked, a, each).sum() >= plan.least_positions for each in counted)
+    gains = asked.mode_a != "gated" or a.evaluation["gated"][asked.part]["reported"]["gain_shown"]
+    return bool(all(gate is None or gate["passed"] for gate in gates) and enough and gains)
 
 
 def words(
@@ -141,6 +154,8 @@ def words(
         where = f"hard tokens ({hard} nats)"
     elif asked.bin in (evaluation.ALL, evaluation.GATE):
         where = "all tokens"
+    elif asked.bin == evaluation.ASKED:
+        where = "asked tokens"
     else:
         where = f"tokens labelled {label}" if kind == "label" else f"tokens {asked.bin} nats"
     where += " of all parts" if asked.part == evaluation.ALL else f" of {asked.part}"

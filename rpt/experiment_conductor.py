@@ -116,6 +116,9 @@ class Conductor:
         files.write(self._workdir / _SECONDS, json.dumps(self._seconds, indent=1).encode())
         if self._is_done(self._parts[name]):
             done.add(name)
+            # What was made of an earlier one may be out of date now, such as its evaluation.
+            after = {n for n in done if name in self._parts[n].needs}
+            done -= {n for n in after if not self._is_done(self._parts[n])}
         # Before it listens, a part that is told to stop ends by the signal.
         elif not self._stop.received:
             self._failed.append(name)

@@ -88,8 +88,9 @@ class ClaimConfig:
       mode_a, mode_b: without thought, with thought (answer by argmax or sampled), or thinking only
         above the threshold that validation chose.
       part: of the evaluation's mixture, or 'all'.
-      bin: '' is the hardest; 'gate' is every position of the documents for gated thinking; else
-        such as '>0.5' or 'label:answer/5'.
+      bin: '' is the hardest; 'gate' is every position of the documents for gated thinking; 'asked'
+        every one with a label but noise, at any entropy: the answers; else such as '>0.5' or
+        'label:answer/5'.
       what: in words; '' makes them of titles, modes, bin and part.
       goal: one of the experiment's goals, which the report states first.
     """
@@ -112,11 +113,16 @@ class ExperimentConfig:
     Attributes:
       hypothesis: in words.
       claim_part: the part of the evaluation's mixture that the main tables are about.
-      least_positions: fewer hard positions than this, in any seed, support no claim.
+      least_positions: fewer hard positions than this, in any seed, support no claim; nor do fewer
+        positions of bin 'gate' or 'asked' a claim about that bin.
       split: what is reported. With 'validation' nothing reads test: trials, to choose settings by.
-      seeds: each is an experiment of its own below seedN/, and the report pools them; none is the
-        config's seed alone.
-      reference: the arm that is the frozen model behind bin_entropy, best with a seed_offset.
+      seeds: each is an experiment of its own below seedN/, on documents of its own, and the report
+        pools them and further ones that it finds there; none is the config's seed alone.
+      reference: the frozen model behind bin_entropy: an arm, best with a seed_offset; or a
+        checkpoint: 'fetch:NAME', or a path with a '/' to a run, a Hugging Face folder or a GGUF
+        file.
+      shown_depth: the greatest depth, as in the label 'answer/4', up to which stage 0 shows worked
+        thoughts: tables sum up the depths to it and those above; 0 makes no such sums.
       arms: in the order of starting and of the tables, as far as they do not need each other.
       claims: in the order of the report.
       processes: parts that run side by side.
@@ -128,6 +134,7 @@ class ExperimentConfig:
     split: Literal["validation", "test"] = "test"
     seeds: tuple[int, ...] = ()
     reference: str = ""
+    shown_depth: int = 0
     arms: tuple[ArmConfig, ...] = ()
     claims: tuple[ClaimConfig, ...] = ()
     processes: int = 2
@@ -141,8 +148,13 @@ class ExperimentConfig:
         }.items():
             if twice := [name for i, name in enumerate(given) if name in given[:i]]:
                 raise ValueError(f"{what} must differ; {twice[0]!r} is there twice")
-        if self.arms and self.reference not in names:
-            raise ValueError(f"reference={self.reference!r} is no arm; arms are {_listed(names)}")
+        if self.arms and not (self.reference_is_arm or _is_checkpoint(self.reference)):
+            raise ValueError(
+                f"reference={self.reference!r} is no arm (these are {_listed(names)}) and no "
+                "checkpoint ('fetch:NAME', or a path with a '/')"
+            )
+        if self.shown_depth < 0:
+            raise ValueError(f"shown_depth must not be negative, and is {self.shown_depth}")
         for arm in self.arms:
             for field, other in (("init", arm.init), ("flops_of", arm.flops_of)):
                 if other and other not in names:
@@ -163,6 +175,10 @@ class ExperimentConfig:
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
+    def reference_is_arm(self) -> bool:
+        return any(arm.name == self.reference for arm in self.arms)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Those that are read. Validation chooses thresholds, so it comes first."""
         return ("validation",) if self.split == "validation" else ("validation", "test")
@@ -174,6 +190,10 @@ class ExperimentConfig:
         """The arm and those whose parameters it continues, the first of them first."""
         arm = self.arm(name)
         return (*(self.chain(arm.init) if arm.init else ()), name)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("fetch:") or "/" in name
 
 
 def in_order(plan: ExperimentConfig) -> list[ArmConfig]:

@@ -46,17 +46,16 @@ def _training(accuracy: Any, groups: Any, arms: Mapping[str, Any]) -> None:
 
 
 def _hard(axes: Any, found: Mapping[str, Any]) -> None:
-    arms = [arm for arm in found["arms"].values() if found["bin"] in arm["pooled"]]
+    part, hard = found["claim_part"], found["bin"]
+    arms = [arm for arm in found["arms"].values() if hard in arm["pooled"][part]["bins"]]
     place = np.arange(len(arms))[::-1]
     for offset, mode in ((0.2, "no_think"), (-0.2, "thought_argmax")):
-        values = [arm["pooled"][found["bin"]][mode] for arm in arms]
+        values = [arm["pooled"][part]["bins"][hard][mode] for arm in arms]
         mean = np.array([value["mean"] for value in values])
         ends = np.array([[_end(v, "low"), _end(v, "high")] for v in values]).reshape(-1, 2).T
         words = experiment_claims.WORDS[mode]
         axes.barh(place + offset, mean, 0.38, xerr=abs(ends - mean), label=words)
-    axes.set(
-        title=f"hard {found['split']} tokens ({found['bin']} nats), 95% intervals", xlim=(0, 1)
-    )
+    axes.set(title=f"hard {found['split']} tokens ({hard} nats), 95% intervals", xlim=(0, 1))
     axes.set_yticks(place, [arm["title"] for arm in arms])
     axes.legend()
 

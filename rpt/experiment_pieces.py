@@ -4,6 +4,8 @@ ARM.json.gz is JSON, the same bytes for the same content:
 
     schema, arm, seed, commit and time (of the evaluation)
     plan         the experiment's, without what the arms change in the config
+    claimed      time, commit and plan when the plan's split was first read; null: not recorded
+    renewals     time, commit and `changed` (rpt/experiment_preregistration.py) of other plans since
     stages       for the arm and each that it continues, the first first: arm, command, ledger,
                  wall_seconds, data, parameters, gate (threshold, accuracy, passed; or null)
     evaluation   of the plan's split, as in rpt/evaluate.py: settings, test_reading, eval_flops,
@@ -23,7 +25,7 @@ import gzip
 import itertools
 import json
 import pathlib
-import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,11 +38,11 @@ from rpt import (
     evaluation_records,
     experiment_config,
     experiment_plan,
+    experiment_preregistration,
     files,
-    runs,
 )
 
-_SCHEMA, _SUFFIX = 1, ".json.gz"
+_SCHEMA, _SUFFIX = 2, ".json.gz"
 _HISTORY = (
     *("reward", "accuracy", "no_think_accuracy", "groups_mixed", "answer_rate"),
     *("over_budget_rate", "thought_tokens", "policy_entropy_nats", "ntp_nats"),
@@ -141,29 +143,50 @@ def read_folder(folder: pathlib.Path) -> list[Piece]:
     return pieces
 
 
-def renewed(config: config_lib.Config, root: pathlib.Path) -> list[Piece]:
-    """The pieces of one seed, with the plan as it is now.
+def renewed(
+    plan: experiment_config.ExperimentConfig, root: pathlib.Path, arms: Iterable[str]
+) -> list[Piece]:
+    """The pieces of arms of one seed, with the plan as it is now.
 
     Raises:
       FileNotFoundError: one is missing.
     """
-    plan, pieces = plan_json(config.experiment), []
-    for arm in config.experiment.arms:
-        if not arm.evaluated:
-            continue
-        piece = read(path(root, arm.name))
-        if piece.content["plan"] != plan:
-            piece = Piece({**piece.content, "plan": plan})
-            save(path(root, arm.name), piece.content)
+    now, pieces = plan_json(plan), []
+    for arm in arms:
+        piece = read(path(root, arm))
+        if piece.content["plan"] != now:
+            piece = Piece({**piece.content, "plan": now, "renewals": _renewals(piece, now)})
+            save(path(root, arm), piece.content)
         pieces.append(piece)
     return pieces
+
+
+def _renewals(piece: Piece, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """With this one, where it is known what was claimed before."""
+    claimed, before = piece.content["claimed"], piece.content["renewals"]
+    if claimed is None:
+        return before
+    changed = experiment_preregistration.changes(claimed["plan"], plan)
+    return [*before, {**experiment_preregistration.now(), "changed": changed}]
 
 
 # ---- making one ----------------------------------------------------------------------------------
 
 
-def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
-    """Makes the piece of an arm of one seed from its runs and its evaluation below `root`."""
+def write(
+    config: config_lib.Config,
+    plan: experiment_config.ExperimentConfig,
+    root: pathlib.Path,
+    arm: str,
+) -> None:
+    """Makes the piece of an arm of one seed from its runs and its evaluation below `root`.
+
+    Args:
+      config: of that seed.
+      plan: of all seeds.
+      root: of that seed.
+      arm: to write.
+    """
     folder = root / "evaluation" / arm / config.experiment.split
     table = json.loads((folder / evaluate.RESULTS).read_text())
     measured = evaluation_records.load(folder / evaluate.PREDICTIONS).measured
@@ -172,9 +195,10 @@ def write(config: config_lib.Config, root: pathlib.Path, arm: str) -> None:
         "schema": _SCHEMA,
         "arm": arm,
         "seed": config.seed,
-        "commit": runs.commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "plan": plan_json(config.experiment),
+        **experiment_preregistration.now(),
+        "plan": plan_json(plan),
+        "claimed": experiment_preregistration.recorded(root, plan.split),
+        "renewals": [],
         "stages": [_stage(config, root, name) for name in config.experiment.chain(arm)],
         "evaluation": {
             **{name: table[name] for name in kept},
@@ -198,7 +222,7 @@ def save(where: pathlib.Path, content: dict[str, Any]) -> None:
 def plan_json(plan: experiment_config.ExperimentConfig) -> dict[str, Any]:
     """The same for all seeds, machines and numbers of processes."""
     arms = tuple(dataclasses.replace(arm, changes=()) for arm in plan.arms)
-    plan = dataclasses.replace(plan, arms=arms, seeds=(), processes=_PROCESSES)
+    plan = dataclasses.replace(plan, arms=arms, processes=_PROCESSES)
     return json.loads(json.dumps(dataclasses.asdict(plan)))
 
 

@@ -1,8 +1,9 @@
 """From an experiment's config to its parts: what is run, with which config, after what.
 
 Every seed has a part for each arm, `positions` (the shared file of evaluated positions, made by the
-reference) and `evaluate_ARM` for each evaluated arm. Parts are called 'rpt', or 'seed1/rpt' where
-there are several seeds; seed 1 is then an experiment of its own in the folder seed1.
+reference, an arm or a checkpoint) and `evaluate_ARM` for each evaluated arm. Parts are called
+'rpt', or 'seed1/rpt' where there are several seeds; seed 1 is then an experiment of its own in the
+folder seed1.
 """
 
 import dataclasses
@@ -62,9 +63,14 @@ def folder(config: config_lib.Config, seed: int) -> str:
 
 
 def of_seed(config: config_lib.Config, seed: int) -> config_lib.Config:
-    """One seed's experiment as one that stands alone."""
+    """One seed's experiment as one that stands alone.
+
+    It evaluates documents of its own: an interval that pools seeds takes documents of different
+    seeds for different ones. A split that holds few, such as pydoc's, has the same in every seed.
+    """
     plan = dataclasses.replace(config.experiment, seeds=())
-    return dataclasses.replace(config, seed=seed, experiment=plan)
+    evaluate = dataclasses.replace(config.evaluate, seed=seed)
+    return dataclasses.replace(config, seed=seed, evaluate=evaluate, experiment=plan)
 
 
 def parts(config: config_lib.Config) -> dict[str, Part]:
@@ -84,6 +90,8 @@ def _parts_of_seed(config: config_lib.Config, seed: int) -> list[Part]:
 
     found: list[Part] = []
     trained: list[str] = []
+    if not plan.reference_is_arm:
+        found.append(part(POSITIONS, "positions", ""))
     for arm in experiment_config.in_order(plan):
         found.append(part(arm.name, arm.command, arm.name, arm.init, arm.flops_of))
         trained += [arm.name] if arm.evaluated else []
@@ -146,11 +154,11 @@ def _model(
 
 
 def evaluation_config(
-    config: config_lib.Config, root: pathlib.Path, arm: experiment_config.ArmConfig
+    config: config_lib.Config, root: pathlib.Path, arm: experiment_config.ArmConfig | None
 ) -> config_lib.Config:
-    """An arm's config with the experiment's reference."""
-    found = arm_config(config, arm)
-    reference = str(root / config.experiment.reference)
+    """An arm's config, without one the experiment's own, with the experiment's reference."""
+    found, plan = config if arm is None else arm_config(config, arm), config.experiment
+    reference = str(root / plan.reference) if plan.reference_is_arm else plan.reference
     return dataclasses.replace(
         found, evaluate=dataclasses.replace(found.evaluate, reference=reference)
     )
@@ -196,7 +204,7 @@ def check(config: config_lib.Config) -> None:
 def bin_names(bins_nats: Sequence[float]) -> list[str]:
     """All that an evaluation has, but for labels."""
     limits = evaluation_positions.nested_and_disjoint(bins_nats)
-    return [evaluation.ALL, evaluation.GATE, *limits]
+    return [evaluation.ALL, evaluation.GATE, evaluation.ASKED, *limits]
 
 
 def _one_of(value: str, known: Sequence[str], what: str) -> None:

@@ -3,6 +3,7 @@
 Letters: P positions.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,21 +14,32 @@ from rpt import (
     experiment_claims,
     experiment_config,
     experiment_pieces,
-    statistics,
+    experiment_pooled,
+    experiment_preregistration,
+    scaling_studies,
 )
 
-_MODES = ("no_think", "thought_argmax", "thought_sample")
+_MODES = experiment_pooled.MODES
 _KEPT = (
     *("n", "thought_argmax", "thought_sample", "thought_argmax_minus_no_think", "answer_rate"),
     *("over_budget_rate", "mean_thought_tokens", "ablations"),
 )
-_AFTER, RLVR_PART = "_rlvr", "rlvr"
+RLVR_PART = "rlvr"
 UNLABELLED = "unlabelled"
 
 
-def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
-    """Everything of results.json; what has no piece yet is left out and named in `missing`."""
+def results(
+    pieces: Sequence[experiment_pieces.Piece], seeds: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Everything of results.json; what has no piece yet is left out and named in `missing`.
+
+    Args:
+      pieces: of one experiment, at least one.
+      seeds: that are asked for; None is the plan's. There may be pieces of further ones.
+    """
     plan, hard = pieces[0].plan, experiment_claims.hard_bin(pieces[0])
+    if seeds is not None:
+        plan = dataclasses.replace(plan, seeds=seeds)
     by_seed = {
         seed: {piece.arm: piece for piece in pieces if piece.seed == seed}
         for seed in sorted({piece.seed for piece in pieces})
@@ -37,15 +49,22 @@ def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
         "hypothesis": plan.hypothesis,
         "seeds": list(by_seed),
         "commits": sorted({piece.content["commit"] for piece in pieces}),
-        "missing": [f"seed{s}/{name}" for s in by_seed for name in names if name not in by_seed[s]],
+        "plan": experiment_preregistration.history([piece.content for piece in pieces]),
+        "missing": [
+            f"seed{seed}/{name}"
+            for seed in plan.seeds or by_seed
+            for name in names
+            if name not in by_seed.get(seed, {})
+        ],
         "split": plan.split,
         "claim_part": plan.claim_part,
         "bin": hard,
         "bins_nats": pieces[0].evaluation["settings"]["bins_nats"],
+        "shown_depth": plan.shown_depth,
         "gates": _gates(by_seed),
         "claims": [experiment_claims.claim(plan, c, by_seed, hard) for c in plan.claims],
         "arms": {
-            name: _arm(plan.arm(name), plan.claim_part, hard, by_seed)
+            name: _arm(plan, plan.arm(name), hard, by_seed)
             for name in names
             if any(name in arms for arms in by_seed.values())
         },
@@ -53,9 +72,30 @@ def results(pieces: Sequence[experiment_pieces.Piece]) -> dict[str, Any]:
     found["rlvr"] = [
         [arm.init, arm.name]
         for arm in plan.arms
-        if arm.name == arm.init + _AFTER and {arm.init, arm.name} <= found["arms"].keys()
+        if {arm.init, arm.name} <= found["arms"].keys()
+        and any(_is_rlvr(arms[arm.name]) for arms in by_seed.values() if arm.name in arms)
     ]
-    return {**found, "scaling": scaling_points(found)}
+    found["scaling"] = scaling_points(found)
+    return {**found, "scaling_fits": scaling_studies.as_json(found["scaling"])}
+
+
+def _is_rlvr(piece: experiment_pieces.Piece) -> bool:
+    """Trained by reward, and on a source that nothing before it was trained on."""
+    *before, own = piece.stages
+    known = {source for stage in before for source in epochs(stage["data"])}
+    new = epochs(own["data"]).keys() - known
+    return own["command"] == "train" and bool(before) and bool(new)
+
+
+def epochs(data: Mapping[str, Any]) -> dict[str, float]:
+    """By source what a stage read of it, in an opening mixture too."""
+    streams = [data, *(inner for inner in data.values() if isinstance(inner, Mapping))]
+    found: dict[str, float] = {}
+    for name, value in (item for stream in streams for item in stream.items()):
+        if name.startswith("epochs/"):
+            source = name.removeprefix("epochs/")
+            found[source] = found.get(source, 0.0) + value
+    return found
 
 
 def _gates(by_seed: experiment_claims.Pieces) -> dict[str, dict[str, Any]]:
@@ -70,8 +110,12 @@ def _gates(by_seed: experiment_claims.Pieces) -> dict[str, dict[str, Any]]:
 
 
 def _arm(
-    arm: experiment_config.ArmConfig, part: str, hard: str, by_seed: experiment_claims.Pieces
+    plan: experiment_config.ExperimentConfig,
+    arm: experiment_config.ArmConfig,
+    hard: str,
+    by_seed: experiment_claims.Pieces,
 ) -> dict[str, Any]:
+    part = plan.claim_part
     pieces = {seed: arms[arm.name] for seed, arms in by_seed.items() if arm.name in arms}
     return {
         "title": arm.title,
@@ -81,30 +125,9 @@ def _arm(
         "seeds": {
             str(seed): _entry(piece, part, hard, bool(arm.curve)) for seed, piece in pieces.items()
         },
-        "pooled": _pooled([piece.recorded.measured for piece in pieces.values()], part),
+        "pooled": experiment_pooled.pooled(list(pieces.values()), part, plan.shown_depth),
         "history": {str(seed): piece.content["history"] for seed, piece in pieces.items()},
     }
-
-
-def _pooled(measured: Sequence[evaluation.Measured], part: str) -> dict[str, Any]:
-    """Accuracies in the nested bins, each mode's mean over seeds."""
-    found = {}
-    for name in measured[0].bins:
-        masks = [m.bins[name] & m.in_part(part) for m in measured]
-        if name.startswith(">") and all(mask_P.any() for mask_P in masks):
-            found[name] = {
-                mode: evaluation.as_json(
-                    statistics.pooled_estimate(
-                        [
-                            (evaluation.values(m, mask_P, mode), m.document_P[mask_P])
-                            for m, mask_P in zip(measured, masks, strict=True)
-                        ],
-                        seed=0,
-                    )
-                )
-                for mode in _MODES
-            }
-    return found
 
 
 # ---- one arm of one seed -------------------------------------------------------------------------
@@ -120,7 +143,7 @@ def _entry(piece: experiment_pieces.Piece, part: str, hard: str, documents: bool
                 "bins": {bin: row and _row(row) for bin, row in table["bins"].items()},
                 "labels": {label: _label(row) for label, row in table["labels"].items()},
                 "hard_by_kind": hard_by_kind(measured, name, hard),
-                "asked": _means(measured, asked(measured, name)),
+                "asked": _means(measured, experiment_pooled.asked(measured, name)),
                 "leak_check": table["leak_check"],
                 "every_position": table["every_position"],
                 "gated": (tables["gated"] or {}).get(name),
@@ -160,18 +183,6 @@ def hard_by_kind(measured: evaluation.Measured, part: str, hard: str) -> dict[st
         for kind, of_kind_P in kinds.items()
         if (inside_P & of_kind_P).any()
     }
-
-
-def asked(measured: evaluation.Measured, part: str) -> np.ndarray:
-    """bool [P]: what a part asks for: its labelled tokens but noise, else its bin of all tokens."""
-    inside_P = measured.in_part(part)
-    labelled = [
-        bin_P & inside_P
-        for name, bin_P in measured.bins.items()
-        if name.startswith("label:") and name != f"label:{evaluation.NOISE_LABEL}"
-    ]
-    found_P = np.logical_or.reduce([np.zeros_like(inside_P), *labelled])
-    return found_P if found_P.any() else inside_P & measured.bins[evaluation.ALL]
 
 
 def _means(measured: evaluation.Measured, mask_P: np.ndarray) -> dict[str, Any] | None:

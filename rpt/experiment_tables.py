@@ -1,97 +1,59 @@
 """The tables of an experiment's report, for people: pure functions of results.json.
 
-A cell is the mean over seeds, and with several seeds each of them behind it in brackets.
+A cell is the mean over seeds, with its 95% interval where one is pooled, and with several seeds
+each of them.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rpt import evaluation, experiment_results
+from rpt import evaluation, experiment_pooled, experiment_results
+from rpt import experiment_cells as cells
 
 _DIRECT, _THOUGHT, _SAMPLED = "no_think", "thought_argmax", "thought_sample"
-_PAIR = "without / with thought"
-_MISSING = "-"
+_BOTH = ((_DIRECT, "no thought"), (_THOUGHT, "thought"))
+# What every table of a report is to be read by.
+READING = (
+    "Means over seeds; in brackets the 95% interval of that mean, over the documents of these "
+    "seeds; below, each seed by itself."
+)
 
 Results = Mapping[str, Any]
-# From the entry of an arm and seed to a number; None where it was not measured.
-Getter = Callable[[Mapping[str, Any]], float | None]
+_at = cells.at
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A title, the names of its columns, and the cells of its rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> list[str]:
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return ["| " + " | ".join(line) + " |" for line in lines]
+def _title(found: Results, what: str, part: str) -> str:
+    """With what was read: the split, and the part of its text."""
+    return f"{what}: {found['split']}, {'all parts' if part == evaluation.ALL else part}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    name: str
-    get: Getter
-    digits: int = 3
-    unit: str = ""
-
-    def cell(self, entries: Sequence[Mapping[str, Any]], each_seed: bool) -> str:
-        values = [value for entry in entries if (value := self.get(entry)) is not None]
-        if not values:
-            return _MISSING
-        mean = f"{sum(values) / len(values):.{self.digits}f}{self.unit}"
-        if len(entries) == 1 or not each_seed:
-            return mean
-        # Two digits tell seeds apart well enough.
-        digits = min(self.digits, 2)
-        return f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+def _arms(found: Results) -> list[Mapping[str, Any]]:
+    return list(found["arms"].values())
 
 
-def _table(
-    found: Results,
-    title: str,
-    columns: Sequence[_Column],
-    arms: Sequence[str] | None = None,
-    each_seed: bool = True,
-) -> Table:
-    """A row per arm."""
-    rows = []
-    for name in found["arms"] if arms is None else arms:
-        arm = found["arms"][name]
-        entries = list(arm["seeds"].values())
-        rows.append([arm["title"], *(column.cell(entries, each_seed) for column in columns)])
-    return Table(title, ["arm", *(column.name for column in columns)], rows)
+def _pooled(part: str, *path: str) -> cells.Getter:
+    """The estimate over an arm's seeds."""
+    return _at("pooled", part, *path)
 
 
-def _at(*path: str, scale: float = 1.0) -> Getter:
-    """The number at a path of an entry; the mean where an estimate stands there."""
-
-    def get(entry: Mapping[str, Any]) -> float | None:
-        value: Any = entry
-        for name in path:
-            value = None if value is None else value.get(name)
-        if isinstance(value, Mapping):
-            value = value["mean"]
-        return None if value is None else value * scale
-
-    return get
-
-
-def _pair(name: str, *path: str) -> list[_Column]:
+def _pair(name: str, part: str, *path: str, digits: int = 3) -> list[cells.Column]:
+    """Without and with a thought, both pooled."""
     return [
-        _Column(f"{name}, no thought", _at(*path, _DIRECT)),
-        _Column(f"{name}, thought", _at(*path, _THOUGHT)),
+        cells.Column(
+            cells.Head(f"{name}, {words}".lstrip(", ")),
+            _at("parts", part, *path, mode),
+            _pooled(part, *path, mode),
+            digits,
+        )
+        for mode, words in _BOTH
     ]
 
 
 # ---- the tables ----------------------------------------------------------------------------------
 
 
-def tables(found: Results) -> list[Table]:
+def tables(found: Results) -> list[cells.Table]:
     """All of the report, those that have a row."""
     parts = _parts(found)
     made = [
@@ -101,40 +63,47 @@ def tables(found: Results) -> list[Table]:
         compute(found),
         ablations(found),
         *(other_part(found, part) for part in parts if part != found["claim_part"]),
-        *(kinds(found, part) for part in parts),
         *(depths(found, part, family) for part in parts for family in _families(found, part)),
+        *(kinds(found, part) for part in parts),
         noise(found),
-        scaling(found),
     ]
-    return [table for table in made if table is not None and table.rows and table.columns[1:]]
+    return [table for table in made if table is not None and table.rows and table.heads[1:]]
 
 
-def overview(found: Results) -> Table:
+def overview(found: Results) -> cells.Table:
     """For the terminal: means over seeds, everything at a glance."""
-    part, hard = found["claim_part"], found["bin"]
+    part, hard = found["claim_part"], ("bins", found["bin"])
     columns = [
-        *_pair("hard", "parts", part, "bins", hard),
-        _Column("hard, sampled", _at("parts", part, "bins", hard, _SAMPLED)),
-        _Column("all, no thought", _at("parts", part, "gated", _DIRECT), 4),
-        _Column("all, gated", _at("parts", part, "gated", "reported", _THOUGHT), 4),
-        _Column("PFLOP", _at("compute", "flops_executed", scale=1e-15), 4),
-        _Column("wall s", _at("compute", "wall_seconds"), 0),
+        *(
+            cells.Column(cells.Head(f"hard, {words}"), _at("parts", part, *hard, m))
+            for m, words in _BOTH
+        ),
+        cells.Column(cells.Head("hard, sampled"), _at("parts", part, *hard, _SAMPLED)),
+        cells.Column(cells.Head("all, no thought"), _at("parts", part, "gated", _DIRECT), digits=4),
+        cells.Column(
+            cells.Head("all, gated"), _at("parts", part, "gated", "reported", _THOUGHT), digits=4
+        ),
+        cells.Column(cells.Head("PFLOP"), _at("compute", "flops_executed", scale=1e-15), digits=4),
+        cells.Column(cells.Head("wall s"), _at("compute", "wall_seconds"), digits=0),
     ]
     seeds = ", ".join(map(str, found["seeds"]))
-    return _table(
-        found, f"{found['split']}, {part}, mean over seeds {seeds}", columns, each_seed=False
-    )
+    title = _title(found, f"Means over seeds {seeds}", part)
+    return cells.by_arm(title, columns, _arms(found))
 
 
-def accuracy(found: Results) -> Table:
+def accuracy(found: Results) -> cells.Table:
     """Table 1 of the paper: nested bins, the same positions for all arms and both ways."""
-    part = found["claim_part"]
-    columns = []
-    for name, bin in nested_bins(found):
-        columns += _pair(name, "parts", part, "bins", bin)
+    part, columns = found["claim_part"], []
+    for name, bin in [*nested_bins(found), ("all", evaluation.ALL)]:
+        columns += _pair(name, part, "bins", bin)
         if bin == found["bin"]:
-            columns.append(_Column(f"{name}, sampled", _at("parts", part, "bins", bin, _SAMPLED)))
-    return _table(found, f"Next-token accuracy: {found['split']}, {part}", columns)
+            sampled, at = (
+                cells.Head(f"{name}, sampled", "the answer sampled, too"),
+                ("bins", bin, _SAMPLED),
+            )
+            columns.append(cells.Column(sampled, _at("parts", part, *at), _pooled(part, *at)))
+    title = _title(found, "Next-token accuracy", part)
+    return cells.by_arm(title, columns, _arms(found))
 
 
 def nested_bins(found: Results) -> list[tuple[str, str]]:
@@ -144,163 +113,221 @@ def nested_bins(found: Results) -> list[tuple[str, str]]:
     return [(f"{name} {bin} nats".strip(), bin) for name, bin in zip(names, bins, strict=True)]
 
 
-def rlvr(found: Results) -> Table | None:
-    """Table 2 of the paper: each arm before and after the same RLVR."""
+def rlvr(found: Results) -> cells.Table | None:
+    """Table 2 of the paper: each arm before and after RLVR on a task that it had not met."""
     part = experiment_results.RLVR_PART
-    rows = []
-    for before, after in found["rlvr"]:
-        cells = [found["arms"][before]["title"]]
-        for arm in (before, after):
-            entries = list(found["arms"][arm]["seeds"].values())
-            cells += [c.cell(entries, True) for c in _pair("", "parts", part, "asked")]
-        rows.append(cells)
-    if not rows or part not in _parts(found):
+    if part not in _parts(found):
         return None
-    columns = ["arm", *(f"{when}, {how}" for when in ("before", "after") for how in _HOW)]
-    return Table(f"RLVR: asked tokens of {found['split']}, {part}", columns, rows)
-
-
-_HOW = ("no thought", "thought")
-
-
-def everywhere(found: Results) -> Table:
-    """All tokens, thinking only above the threshold that validation chose."""
-    gated = ("parts", found["claim_part"], "gated")
-    columns = [
-        _Column("no thought", _at(*gated, _DIRECT), 4),
-        _Column("gated", _at(*gated, "reported", _THOUGHT), 4),
-        _Column("think", _at(*gated, "reported", "share", scale=100), 0, "%"),
-        _Column(
-            "thought tokens a token", _at(*gated, "reported", "thought_tokens_per_document_token")
-        ),
-        _Column(
-            "MFLOP a token, no thought",
-            _at("compute", "inference_flops_per_token", _DIRECT, scale=1e-6),
-            1,
-        ),
-        _Column(
-            "hard, thought", _at("compute", "inference_flops_per_token", "thought", scale=1e-6), 1
-        ),
+    columns = _pair("", part, "asked")
+    executed = cells.Column(cells.Head(""), _at("compute", "flops_executed", scale=1e-12), digits=2)
+    rows = [
+        [
+            cells.Cell(found["arms"][after]["title"]),
+            *(column.cell(found["arms"][arm]) for arm in (before, after) for column in columns),
+            executed.cell(found["arms"][after]),
+        ]
+        for before, after in found["rlvr"]
     ]
-    return _table(
-        found, f"Gated thinking on all tokens: {found['split']}, {found['claim_part']}", columns
+    heads = [cells.Head(f"{when}, {words}") for when in ("before", "after") for _, words in _BOTH]
+    spent = cells.Head("TFLOP", "training compute, with all that the arm continues")
+    return cells.Table(
+        _title(found, "RLVR, asked tokens", part), [cells.Head("arm"), *heads, spent], rows
     )
 
 
-def compute(found: Results) -> Table:
-    """The ledger's columns, with what an arm continues, and the arm alone."""
+def everywhere(found: Results) -> cells.Table:
+    """All tokens, thinking only above the threshold that validation chose."""
+    part = found["claim_part"]
+    gated, cost = ("parts", part, "gated"), ("compute", "inference_flops_per_token")
+    spent = _at(*gated, "reported", "thought_tokens_per_document_token")
     columns = [
-        _Column("TFLOP", _at("compute", "flops_executed", scale=1e-12), 2),
-        _Column("alone", _at("compute", "flops_executed_alone", scale=1e-12), 2),
-        _Column("TFLOP, rollouts as rows", _at("compute", "flops_as_rows", scale=1e-12), 2),
-        _Column("wall s", _at("compute", "wall_seconds"), 0),
-        _Column("alone", _at("compute", "wall_seconds_alone"), 0),
-        _Column("document tokens", _at("compute", "document_tokens", scale=1e-6), 2, " M"),
-        _Column("most epochs", _most_epochs, 2),
+        cells.Column(
+            cells.Head("no thought"), _at(*gated, _DIRECT), _pooled(part, "gated", _DIRECT), 4
+        ),
+        cells.Column(
+            cells.Head("gated", "thinking above the threshold that validation chose"),
+            _at(*gated, "reported", _THOUGHT),
+            _pooled(part, "gated", _THOUGHT),
+            4,
+        ),
+        cells.Column(
+            cells.Head("think"), _at(*gated, "reported", "share", scale=100), digits=0, unit="%"
+        ),
+        cells.Column(cells.Head("thought tokens a token"), spent),
+        cells.Column(
+            cells.Head("MFLOP a token, no thought"), _at(*cost, _DIRECT, scale=1e-6), digits=1
+        ),
+        cells.Column(cells.Head("hard, thought"), _at(*cost, "thought", scale=1e-6), digits=1),
     ]
-    return _table(found, "Training compute, with what each arm continues", columns)
+    title = _title(found, "Gated thinking on all tokens", part)
+    return cells.by_arm(title, columns, _arms(found))
+
+
+def compute(found: Results) -> cells.Table:
+    """The ledger's columns, with what an arm continues, and the arm alone."""
+    at, tera = "compute", 1e-12
+    alone = "alone", "without what the arm continues"
+    columns = [
+        cells.Column(cells.Head("TFLOP"), _at(at, "flops_executed", scale=tera), digits=2),
+        cells.Column(cells.Head(*alone), _at(at, "flops_executed_alone", scale=tera), digits=2),
+        cells.Column(
+            cells.Head("TFLOP, rollouts as rows"), _at(at, "flops_as_rows", scale=tera), digits=2
+        ),
+        cells.Column(cells.Head("wall s"), _at(at, "wall_seconds"), digits=0),
+        cells.Column(cells.Head(alone[0]), _at(at, "wall_seconds_alone"), digits=0),
+        cells.Column(
+            cells.Head("document tokens"),
+            _at(at, "document_tokens", scale=1e-6),
+            digits=2,
+            unit=" M",
+        ),
+        cells.Column(
+            cells.Head("most epochs", "of the source that was read most often"),
+            _most_epochs,
+            None,
+            2,
+        ),
+    ]
+    title = "Training compute, with what each arm continues"
+    return cells.by_arm(title, columns, _arms(found))
 
 
 def _most_epochs(entry: Mapping[str, Any]) -> float | None:
-    """Of the source that was read most often, over all stages."""
-    epochs: dict[str, float] = {}
+    """Over all stages."""
+    total: dict[str, float] = {}
     for stage in entry["compute"]["data"].values():
-        streams = [stage, *(inner for inner in stage.values() if isinstance(inner, Mapping))]
-        for name, value in (item for stream in streams for item in stream.items()):
-            if name.startswith("epochs/"):
-                epochs[name] = epochs.get(name, 0.0) + value
-    return max(epochs.values(), default=None)
+        for source, epochs in experiment_results.epochs(stage).items():
+            total[source] = total.get(source, 0.0) + epochs
+    return max(total.values(), default=None)
 
 
-def ablations(found: Results) -> Table:
+def ablations(found: Results) -> cells.Table:
     """What remains of the accuracy at hard tokens when thoughts are altered."""
-    where = ("parts", found["claim_part"], "bins", found["bin"])
-    rows = [entry["parts"][found["claim_part"]]["bins"][found["bin"]] for entry in _entries(found)]
+    part, hard = found["claim_part"], ("bins", found["bin"])
+    rows = [entry["parts"][part]["bins"][found["bin"]] for entry in _entries(found)]
     names = dict.fromkeys(name for row in rows for name in (row or {}).get("ablations") or ())
-    columns = [_Column(name, _at(*where, "ablations", name, "accuracy")) for name in names]
+    where = ("parts", part, *hard)
+    columns = [cells.Column(cells.Head(n), _at(*where, "ablations", n, "accuracy")) for n in names]
     if columns:
-        direct = _Column("no thought", _at(*where, _DIRECT))
-        columns = [direct, _Column("true thought", _at(*where, _THOUGHT)), *columns]
-    return _table(
-        found, f"Altered thoughts, hard tokens: {found['split']}, {found['claim_part']}", columns
-    )
+        direct = cells.Column(
+            cells.Head("no thought"), _at(*where, _DIRECT), _pooled(part, *hard, _DIRECT)
+        )
+        true = cells.Column(
+            cells.Head("true thought"), _at(*where, _THOUGHT), _pooled(part, *hard, _THOUGHT)
+        )
+        columns = [direct, true, *columns]
+    title = _title(found, "Altered thoughts, hard tokens", part)
+    return cells.by_arm(title, columns, _arms(found))
 
 
-def other_part(found: Results, part: str) -> Table:
-    where = ("parts", part)
+def other_part(found: Results, part: str) -> cells.Table:
+    gated = ("parts", part, "gated")
+    every = _at("parts", part, "every_position", "no_think_raw")
     columns = [
-        *_pair(f"hard {found['bin']} nats", *where, "bins", found["bin"]),
-        *_pair("asked", *where, "asked"),
-        _Column("every position, no thought", _at(*where, "every_position", "no_think_raw")),
-        _Column("gated", _at(*where, "gated", "reported", _THOUGHT)),
-        _Column("gated positions, no thought", _at(*where, "gated", _DIRECT)),
+        *_pair(f"hard {found['bin']} nats", part, "bins", found["bin"]),
+        *_pair("asked", part, "asked"),
+        cells.Column(cells.Head("every position, no thought"), every),
+        cells.Column(
+            cells.Head("gated"), _at(*gated, "reported", _THOUGHT), _pooled(part, "gated", _THOUGHT)
+        ),
+        cells.Column(
+            cells.Head("gated positions, no thought"),
+            _at(*gated, _DIRECT),
+            _pooled(part, "gated", _DIRECT),
+        ),
     ]
-    title = "all parts" if part == evaluation.ALL else part
-    return _table(found, f"Other text: {found['split']}, {title}", columns)
+    return cells.by_arm(_title(found, "Other text", part), columns, _arms(found))
 
 
-def kinds(found: Results, part: str) -> Table:
+def kinds(found: Results, part: str) -> cells.Table:
     """What the hard bin consists of."""
     names = list(dict.fromkeys(_of_all(found, part, "hard_by_kind")))
     if names == [experiment_results.UNLABELLED]:
         names = []
-    columns = [c for name in names for c in _pair(name, "parts", part, "hard_by_kind", name)]
-    title = f"Hard tokens by kind: {found['split']}, {part}"
-    return _with_counts(_table(found, title, columns), found, part, "hard_by_kind", names)
+    where = ("parts", part, "hard_by_kind")
+    return _by_mode(
+        found,
+        _title(found, "Hard tokens by kind", part),
+        lambda mode: [cells.Column(cells.Head(name), _at(*where, name, mode)) for name in names],
+        [cells.Column(cells.Head(name), _at(*where, name, "n"), digits=0) for name in names],
+    )
 
 
-def depths(found: Results, part: str, family: str) -> Table:
-    """Labels of one family, such as answer/1, answer/2, at any entropy."""
-    labels = [label for label in _labels(found, part) if label.rpartition("/")[0] == family]
-    columns = [
-        column
-        for label in labels
-        for column in _pair(label.rpartition("/")[2], "parts", part, "labels", label)
+def depths(found: Results, part: str, family: str) -> cells.Table:
+    """Labels of one family, such as answer/1, answer/2, at any entropy.
+
+    First those that stage 0 shows worked thoughts of, and those above, if the plan says which.
+    """
+    labels = [label for label in _labels(found, part) if _family(label) == family]
+    shown = found["shown_depth"]
+    words = (f"stage 0 shows worked thoughts up to depth {shown}, of what it trains on", "")
+    groups = experiment_pooled.depth_groups(shown)
+
+    def columns(mode: str) -> list[cells.Column]:
+        grouped = [
+            cells.Column(
+                cells.Head(name, what),
+                _of_labels(part, _within(labels, chosen), mode),
+                _pooled(part, "depths", family, name, mode),
+                2,
+            )
+            for (name, chosen), what in zip(groups.items(), words)
+        ]
+        return grouped + [
+            cells.Column(
+                cells.Head(label.rpartition("/")[2]),
+                _at("parts", part, "labels", label, mode),
+                _pooled(part, "labels", label, mode),
+                2,
+            )
+            for label in labels
+        ]
+
+    sizes = [_within(labels, chosen) for chosen in groups.values()] + [[n] for n in labels]
+    counts = [
+        cells.Column(cells.Head(""), _of_labels(part, chosen, "n"), digits=0) for chosen in sizes
     ]
-    title = f"By depth of {family}: {found['split']}, {part}"
-    return _with_counts(_table(found, title, columns), found, part, "labels", labels)
+    return _by_mode(found, _title(found, f"By depth of {family}", part), columns, counts)
 
 
-def noise(found: Results) -> Table:
+def _within(labels: Sequence[str], depths: range) -> list[str]:
+    found = [(label, experiment_pooled.depth_of(label)) for label in labels]
+    return [label for label, depth in found if depth is not None and depth[1] in depths]
+
+
+def _of_labels(part: str, labels: Sequence[str], name: str) -> cells.Getter:
+    """Their positions (n), or a mean over these, of one seed."""
+
+    def get(entry: Mapping[str, Any]) -> float | None:
+        known = entry["parts"].get(part, {}).get("labels", {})
+        rows = [known[label] for label in labels if label in known]
+        n = sum(row["n"] for row in rows)
+        if not n:
+            return None
+        return n if name == "n" else sum(row["n"] * row[name] for row in rows) / n
+
+    return get
+
+
+def noise(found: Results) -> cells.Table:
     """The leak check: nothing can predict noise, and a thought may even keep from guessing."""
     check = ("parts", evaluation.ALL, "leak_check", "sigmas_above_guess")
     modes = ("no_think_raw", "no_think_header", _THOUGHT, _SAMPLED)
-    columns = [_Column(mode.replace("_", " "), _at(*check, mode), 1) for mode in modes]
-    if not any(_leak_checked(entry) for entry in _entries(found)):
-        columns = []
-    return _table(found, "Noise: accuracy less a constant guess's, in sigma", columns)
-
-
-def _leak_checked(entry: Mapping[str, Any]) -> bool:
-    return entry["parts"][evaluation.ALL]["leak_check"] is not None
-
-
-def scaling(found: Results) -> Table:
-    """The points of the scaling curves."""
-    rows = [
-        [
-            curve,
-            found["arms"][point["arm"]]["title"],
-            str(point["seed"]),
-            f"{point['flops'] / 1e12:.3f}",
-            f"{point['flops_after_stage0'] / 1e12:.3f}",
-            *(
-                _MISSING if point["value"] is None else f"{point['value'][mode]['mean']:.3f}"
-                for mode in (_DIRECT, _THOUGHT)
-            ),
-        ]
-        for curve, points in found["scaling"].items()
-        for point in points
+    columns = [
+        cells.Column(cells.Head(mode.replace("_", " ")), _at(*check, mode), digits=1)
+        for mode in modes
     ]
-    columns = ("curve", "arm", "seed", "TFLOP", "after stage 0", "hard, no thought", "thought")
-    return Table("Scaling points", columns, rows)
+    if not any(entry["parts"][evaluation.ALL]["leak_check"] for entry in _entries(found)):
+        columns = []
+    title = "Noise: accuracy less a constant guess's, in sigma"
+    return cells.by_arm(title, columns, _arms(found))
 
 
 # ---- what there is -------------------------------------------------------------------------------
 
 
 def _entries(found: Results) -> list[Mapping[str, Any]]:
-    return [entry for arm in found["arms"].values() for entry in arm["seeds"].values()]
+    return [entry for arm in _arms(found) for entry in arm["seeds"].values()]
 
 
 def _parts(found: Results) -> list[str]:
@@ -328,24 +355,31 @@ def _pieces(label: str) -> list[str]:
     return re.split(r"(\d+)", label)
 
 
+def _family(label: str) -> str:
+    return label.rpartition("/")[0]
+
+
 def _families(found: Results, part: str) -> list[str]:
     """Those with a depth; all parts together have nothing that a part has not."""
     if part == evaluation.ALL:
         return []
-    names = (label.rpartition("/")[0] for label in _labels(found, part))
-    return list(dict.fromkeys(filter(None, names)))
+    return list(dict.fromkeys(filter(None, map(_family, _labels(found, part)))))
 
 
-def _with_counts(table: Table, found: Results, part: str, what: str, names: Sequence[str]) -> Table:
-    """Both columns of a name as one, and a last row with the positions of each."""
+def _by_mode(
+    found: Results,
+    title: str,
+    columns: Callable[[str], Sequence[cells.Column]],
+    counts: Sequence[cells.Column],
+) -> cells.Table:
+    """Two rows per arm, without and with a thought, and a last one with the positions."""
     rows = [
-        [row[0], *(f"{direct} / {thought}" for direct, thought in zip(row[1::2], row[2::2]))]
-        for row in table.rows
+        [cells.Cell(f"{arm['title']}, {words}"), *(column.cell(arm) for column in columns(mode))]
+        for arm in _arms(found)
+        for mode, words in _BOTH
     ]
-    arm = next(iter(found["arms"].values()))
-    entries = list(arm["seeds"].values())
-    counts = [_Column(n, _at("parts", part, what, n, "n"), 0).cell(entries, True) for n in names]
-    title = f"{table.title}, {_PAIR}"
-    return Table(
-        title, ["arm", *(name.rpartition("/")[2] for name in names)], [*rows, ["n", *counts]]
+    # All arms are measured at the same positions.
+    rows.append([cells.Cell("n"), *(column.cell(_arms(found)[0]) for column in counts)])
+    return cells.Table(
+        title, [cells.Head("arm"), *(column.head for column in columns(_DIRECT))], rows
     )

@@ -5,6 +5,7 @@ disk a file is written beside its place and renamed; in a bucket an object appea
 complete, and cannot be appended to.
 """
 
+import errno
 import os
 import pathlib
 import re
@@ -48,6 +49,38 @@ def write(path: pathlib.Path, content: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # on a full disk even little counts
         raise
+
+
+def settle(folder: pathlib.Path) -> None:
+    """Until everything below a folder is on its disk, where a power cut leaves it.
+
+    Raises:
+      OSError: it cannot be brought there.
+    """
+    if is_remote(folder):
+        return
+    for current, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _settle_one(pathlib.Path(current, name))
+        _settle_one(pathlib.Path(current))
+
+
+def rename(path: pathlib.Path, target: pathlib.Path) -> None:
+    """Beside its place, on a disk; a power cut after it does not undo it."""
+    path.rename(target)
+    _settle_one(target.parent)
+
+
+def _settle_one(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of a network do not know it of folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class Appender:

@@ -3,14 +3,16 @@
 Every process runs the same loop over its own rows of the batch, and all issue the same programs
 over one mesh (multi-controller JAX). What they must agree on, they gather: a few numbers of JSON
 through the coordination service of jax.distributed, without a device. A thread of each process says
-every second that it is alive and reads what the others say. Where one has ended, or is silent for
-30 s, the others end with one line that names it, also while they wait in a collective.
+every second that it is alive, and how many exchanges it has come to, and reads what the others say.
+Where one has ended, or is silent for 30 s, the others end with one line that names it, also while
+they wait in a collective. Where all live and none comes to another exchange all end after an hour.
 
     --hosts=auto                    on Cloud TPU: address, number and identity are detected
     --hosts=ADDRESS:PORT,COUNT,ID   elsewhere; ADDRESS is where process 0 runs
 """
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -34,6 +36,8 @@ from rpt import cli, coordinator
 PATIENCE_SECONDS = 3600.0
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 30.0
+# For a save that is under way when another process is gone.
+SAVE_SECONDS = 20.0
 # What counts of the time between two looks at most: a machine that slept as a whole missed nothing.
 _LONGEST_LOOK_SECONDS = 3.0
 _START_SECONDS = 300
@@ -49,12 +53,13 @@ class Hosts:
 
     Attributes:
       index, count: which process of how many.
+      exchanges: how many it has come to.
     """
 
     def __init__(self, index: int = 0, count: int = 1, client: Any = None):
-        self.index, self.count = index, count
+        self.index, self.count, self.exchanges = index, count, 0
         self._client = client
-        self._numbers = itertools.count()
+        self._held: list[threading.Thread] = []
 
     @property
     def is_first(self) -> bool:
@@ -69,7 +74,8 @@ class Hosts:
         """
         if self.count == 1:
             return [value]
-        number = next(self._numbers)
+        number = self.exchanges
+        self.exchanges += 1
         folder = f"{_GATHERED}/{number}"
         self._client.key_value_set(f"{folder}/{self.index}", json.dumps(value))
         try:
@@ -113,6 +119,16 @@ class Hosts:
     def barrier(self) -> None:
         """Until all are here."""
         self.gather(None)
+
+    def hold(self, thread: threading.Thread) -> None:
+        """Of work that is not to be cut off by the end of another process; see `release`."""
+        self._held = [held for held in self._held if held.is_alive()] + [thread]
+
+    def release(self) -> None:
+        """Waits for the work of `hold`, which may itself wait for who is gone: SAVE_SECONDS."""
+        until = time.monotonic() + SAVE_SECONDS
+        for thread in self._held:
+            thread.join(max(until - time.monotonic(), 0.0))
 
 
 ALONE = Hosts()
@@ -243,7 +259,7 @@ def _is_taken(port: int) -> bool:
 
 
 class _Watchdog(threading.Thread):
-    """Says that this process is alive, and ends it when another is not."""
+    """Says that this process is alive, and ends it when another is not, or when nothing moves."""
 
     def __init__(self, hosts: Hosts, client: Any):
         super().__init__(daemon=True)
@@ -253,14 +269,16 @@ class _Watchdog(threading.Thread):
     def run(self) -> None:
         silent = dict.fromkeys(range(self._hosts.count), 0.0)
         last: dict[int, str] = {}
-        unanswered, looked = 0.0, time.monotonic()
+        reached: dict[int, int] = {}
+        unanswered = still = 0.0
+        looked = time.monotonic()
         for beat in itertools.count():
             if self._ended.wait(BEAT_SECONDS):
                 return
             before, looked = looked, time.monotonic()
             passed = min(looked - before, _LONGEST_LOOK_SECONDS)
             try:
-                self._say({"beat": beat})
+                self._say({"beat": beat, "exchanges": self._hosts.exchanges})
                 found = dict(self._client.key_value_dir_get(f"{_ALIVE}/"))
                 unanswered = 0.0
             except jax.errors.JaxRuntimeError as error:
@@ -268,14 +286,22 @@ class _Watchdog(threading.Thread):
                 if unanswered >= SILENT_SECONDS:
                     _exit(f"the host of process 0 cannot be reached ({commands.one_line(error)})")
                 continue
+            reached_before, reached = reached, {}
             for other in silent:
-                said = found.get(f"{_ALIVE}/{other}", "")
-                if said and "why" in json.loads(said):
-                    self._leave(other, json.loads(said)["why"])
+                said = found.get(f"{_ALIVE}/{other}", "{}")
+                content = json.loads(said)
+                if "why" in content:
+                    self._leave(other, content["why"])
                 silent[other] = 0.0 if said != last.get(other) else silent[other] + passed
                 last[other] = said
+                reached[other] = content.get("exchanges", 0)
                 if silent[other] >= SILENT_SECONDS:
                     self._leave(other, f"nothing was heard from it for {SILENT_SECONDS:.0f} s")
+            # Before the first of them data is opened, for as long as it takes.
+            moves = reached != reached_before or 0 in reached.values()
+            still = 0.0 if moves else still + passed
+            if still >= PATIENCE_SECONDS:
+                self._give_up(reached)
 
     def _say(self, what: dict[str, Any]) -> None:
         key = f"{_ALIVE}/{self._hosts.index}"
@@ -284,11 +310,24 @@ class _Watchdog(threading.Thread):
     def _leave(self, other: int, why: str) -> None:
         # After the end has been agreed on nobody is missed.
         if other != self._hosts.index and not self._ended.is_set():
+            self._hosts.release()
             _exit(
                 f"process {other} of {self._hosts.count} is gone ({why}); this one "
                 f"({self._hosts.index}) ends too, and the same command on all goes on from the "
                 "last checkpoint"
             )
+
+    def _give_up(self, reached: Mapping[int, int]) -> NoReturn:
+        """All live, and one hangs: who is behind, if that can be seen, and where this one is."""
+        most = max(reached.values())
+        behind = [str(i) for i, exchanges in reached.items() if exchanges < most]
+        who = f"process {', '.join(behind)}" if behind else "one (each has printed where it is)"
+        faulthandler.dump_traceback()
+        _exit(
+            f"none of the {self._hosts.count} processes has come to another exchange for "
+            f"{PATIENCE_SECONDS:.0f} s: {who} hangs, and the others wait for it; the same command "
+            "on all goes on from the last checkpoint"
+        )
 
     def end_process(self, error: BaseException) -> NoReturn:
         """Tells the others, unless it is they who are the reason."""
@@ -296,7 +335,7 @@ class _Watchdog(threading.Thread):
             # A collective fails at once when another process dies; who it was is known soon.
             time.sleep(SILENT_SECONDS + 5)
         line = commands.one_line(error) or type(error).__name__
-        self._ended.set()
+        self.rest()  # or it might say once more, and last, that this process is alive
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._say({"why": line})
             # The service of process 0 may end with it, so the others must have read by then.
@@ -306,6 +345,7 @@ class _Watchdog(threading.Thread):
         _exit(line)
 
     def rest(self) -> None:
+        """It says and notices nothing more."""
         self._ended.set()
         self.join()
 

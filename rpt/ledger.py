@@ -6,6 +6,7 @@ recompute and, in the training total, evaluation do not.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from rpt.model import config as config_lib
@@ -44,6 +45,17 @@ class Ledger:
     @property
     def training_flops(self) -> int:
         return sum(self.flops[kind] for kind in TRAINING_KINDS)
+
+
+def crosses_scaling_point(before: Ledger, after: Ledger, per_decade: int) -> bool:
+    """Whether training FLOPs passed one of `per_decade` log-spaced points between two ledgers."""
+    if not per_decade or not after.training_flops:
+        return False
+
+    def index(flops: int) -> int:
+        return math.floor(per_decade * math.log10(flops)) if flops else -1
+
+    return index(before.training_flops) != index(after.training_flops)
 
 
 def forward_flops(

@@ -85,14 +85,12 @@ def start(experiment: config.Config) -> Loaded:
     if not data.weights:
         if experiment.model is None:
             raise ValueError("set config.model, or config.data.weights to start from a checkpoint")
-        tokenizer = load_tokenizer(data.tokenizer)
         model = experiment.model
         params = _init(model, jax.random.key(experiment.seed))
     else:
-        path = weights_path(data.weights)
-        model, params = weights.load(str(path))
+        model, params = weights.load(str(weights_path(data.weights)))
         model = dataclasses.replace(model, dtype=data.dtype, remat=data.remat)
-        tokenizer = load_tokenizer(str(path) if data.tokenizer == "weights" else data.tokenizer)
+    tokenizer = own_tokenizer(data)
     weights.check_vocabulary(model, tokenizer)
     return Loaded(model, params, tokenizer, {})
 
@@ -101,6 +99,12 @@ def weights_path(name: str) -> pathlib.Path:
     """A path, or what `python -m rpt.fetch NAME` has fetched for 'fetch:NAME'."""
     kind, _, rest = name.partition(":")
     return fetch.path(rest) if kind == "fetch" else pathlib.Path(name)
+
+
+def own_tokenizer(data: config.DataConfig) -> tokenizers.Tokenizer:
+    """What `data.tokenizer` names; 'weights' is the one beside `data.weights`."""
+    beside = data.weights and data.tokenizer == "weights"
+    return load_tokenizer(str(weights_path(data.weights)) if beside else data.tokenizer)
 
 
 def load_tokenizer(name: str) -> tokenizers.Tokenizer:

@@ -116,16 +116,17 @@ def pretrain(
     mesh = sharding.make_mesh(config.mesh, config.pretrain.batch_size)
     with jax.set_mesh(mesh):
         run, params = _open(config, mesh, init, team)
+        digest = checkpoint.params_sha256(params) if init else ""
         if team.is_first:
-            given = (overrides or {}, "pretrain", str(init or ""))
+            given = (overrides or {}, "pretrain", str(init or ""), digest)
             runs.open_run(workdir, config, run.model, run.tokenizer, *given)
         team.barrier()
-        session = session_lib.Session(workdir, config, team, stop)
-        state = _begin(run, session, params)
-        del params
-        while not state.is_finished(config.pretrain) and not session.must_stop():
-            state = _step(run, session, state)
-        return _end(run, session, state)
+        with session_lib.Session(workdir, config, team, stop) as session:
+            state = _begin(run, session, params)
+            del params
+            while not state.is_finished(config.pretrain) and not session.must_stop():
+                state = _step(run, session, state)
+            return _end(run, session, state)
 
 
 def _open(

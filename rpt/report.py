@@ -13,7 +13,15 @@ import sys
 from collections.abc import Sequence
 
 from data import commands
-from rpt import files, report_charts, report_data, report_html, report_png, scaling_points
+from rpt import (
+    files,
+    report_charts,
+    report_data,
+    report_html,
+    report_png,
+    scaling_points,
+    scaling_studies,
+)
 
 PAGE, PLOTS = "report.html", "plots"
 
@@ -43,19 +51,14 @@ def write(root: pathlib.Path, *, resamples: int = scaling_points.RESAMPLES) -> p
 def _studies(
     report: report_data.Report, resamples: int
 ) -> tuple[list[scaling_points.Study], list[str]]:
-    """Every arm and measure, with stage 0 and without; and why some are not there."""
-    kinds = dict.fromkeys((point.arm, point.measure) for point in report.points)
-    studies, notes = [], []
-    for arm, measure in kinds:
-        points = [p for p in report.points if (p.arm, p.measure) == (arm, measure)]
-        for with_stage0 in (False, True):
-            try:
-                studies.append(
-                    scaling_points.study(points, with_stage0=with_stage0, resamples=resamples)
-                )
-            except ValueError as error:
-                notes.append(f"scaling of {arm}, {measure}: {error}")
-    return studies, list(dict.fromkeys(notes))
+    """Every curve and measure, with stage 0 and without; and why some are not there."""
+    found, notes = [], []
+    for curve, measure, _, study in scaling_studies.studies(report.points, resamples):
+        if isinstance(study, str):
+            notes.append(f"scaling of {curve}, {measure}: {study}")
+        else:
+            found.append(study)
+    return found, list(dict.fromkeys(notes))
 
 
 def _charts(

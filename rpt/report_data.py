@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rpt import experiment_lines, scaling_points
+from rpt import experiment_lines, scaling_points, scaling_studies
 
 # Beside the arms: it only sorts positions by difficulty.
 _REFERENCE = "reference"
-_FIELDS = {"hypothesis", "seeds", "commits", "claim_part", "bin", "claims", "arms", "scaling"}
+_KEPT = ("hypothesis", "plan", "split", "claim_part", "bin", "commits")
+_FIELDS = {*_KEPT, "seeds", "claims", "arms", "scaling"}
 _RESULTS, _METRICS, _SUMMARY = "results.json", "metrics.jsonl", "summary.json"
 
 
@@ -70,6 +71,7 @@ class Report:
       title: for the head of the page.
       experiments: one per seed.
       pooled: by claim, over the seeds: difference and shown; empty where nothing is pooled.
+      results: every results.json that was read, by its place; '' where there is one of all.
       featured: arms that are drawn in colour; none means all.
       caveats: what else decides whether a figure counts, in words.
       points: of scaling curves, of all curves, measures and seeds.
@@ -79,6 +81,7 @@ class Report:
     title: str
     experiments: Sequence[Experiment]
     pooled: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Mapping[str, Any]]
     featured: Sequence[str]
     caveats: Sequence[str]
     points: Sequence[scaling_points.Point]
@@ -134,7 +137,7 @@ def gather(root: pathlib.Path) -> Report:
     name, notes = root.resolve().name, list[str]()
     if _is_run(root):
         run = _run(root, name, "", notes)
-        return Report(f"Run {name}", [Experiment("", None, {name: run})], {}, (), (), (), notes)
+        return Report(f"Run {name}", [Experiment("", None, {name: run})], {}, {}, (), (), (), notes)
     inner = [child for child in sorted(root.iterdir()) if child.is_dir() and _is_experiment(child)]
     if not inner and not _is_experiment(root):
         raise ValueError(
@@ -142,13 +145,13 @@ def gather(root: pathlib.Path) -> Report:
             "rpt.train or rpt.pretrain"
         )
     whole = _results(root, notes)
-    experiments, readable = [], [] if whole is None else [whole]
+    experiments, read = [], {} if whole is None else {"": whole}
     for folder in inner or [root]:
         prefix = "" if folder == root else f"{folder.name}/"
         found = whole
         if found is None and folder != root:
             found = _results(folder, notes)
-            readable += [] if found is None else [found]
+            read |= {} if found is None else {folder.name: found}
         experiments.append(_experiment(folder, prefix, found, notes))
     # What was made of pieces alone, without the runs.
     known = {experiment.label for experiment in experiments if experiment.results is not None}
@@ -159,15 +162,17 @@ def gather(root: pathlib.Path) -> Report:
             if f"seed {seed}" not in known
         ]
     experiments = [e for e in experiments if e.results is not None or e.runs]
+    readable = list(read.values())
     caveats = dict.fromkeys(line for found in readable for line in experiment_lines.notes(found))
     pooled = {c["name"]: c["pooled"] for c in whole["claims"] if c["pooled"]} if whole else {}
     return Report(
         title=f"Experiment {name}",
         experiments=experiments,
         pooled=pooled,
+        results=read,
         featured=experiment_lines.featured(readable[0]) if readable else (),
         caveats=list(caveats),
-        points=[point for found in readable for point in _points(found)],
+        points=[p for found in readable for p in scaling_studies.points(found["scaling"])],
         missing=notes,
     )
 
@@ -227,7 +232,7 @@ def _of_seed(found: Mapping[str, Any], seed: int) -> dict[str, Any]:
                 "compute": arm["seeds"][key]["compute"],
             }
     return {
-        **{name: found[name] for name in ("hypothesis", "claim_part", "bin", "commits")},
+        **{name: found[name] for name in _KEPT},
         "claims": [
             {**{n: claim[n] for n in ("name", "what", "goal")}, **claim["seeds"][key]}
             for claim in found["claims"]
@@ -235,32 +240,6 @@ def _of_seed(found: Mapping[str, Any], seed: int) -> dict[str, Any]:
         ],
         "arms": arms,
     }
-
-
-def _points(found: Mapping[str, Any]) -> Iterator[scaling_points.Point]:
-    """Of every curve, without a thought and with one; an arm is a budget, the same in all seeds."""
-    for curve, points in found["scaling"].items():
-        budgets: dict[str, list[float]] = {}
-        for point in points:
-            budgets.setdefault(point["arm"], []).append(point["flops_after_stage0"])
-        for mode, words in (
-            ("no_think", "without a thought"),
-            ("thought_argmax", "with a thought"),
-        ):
-            for point in points:
-                documents = point["documents"]
-                counted = zip(documents[mode], documents["n"], strict=True)
-                trained = float(point["flops_after_stage0"])
-                yield scaling_points.Point(
-                    arm=curve,
-                    seed=point["seed"],
-                    measure=f"hard tokens, {words}",
-                    budget_FLOPs=float(np.mean(budgets[point["arm"]])),
-                    stage0_FLOPs=point["flops"] - trained,
-                    trained_FLOPs=trained,
-                    # Each seed has a reference of its own, and so positions of its own.
-                    documents={f"{point['seed']}/{d}": pair for d, pair in enumerate(counted)},
-                )
 
 
 def _results(folder: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:

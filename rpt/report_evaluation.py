@@ -41,6 +41,6 @@ def tables(report: report_data.Report) -> str:
                         if row is not None
                     ]
                     parts.append(
-                        f"<h3>{html.escape(name)}</h3>{report_results.table(_COLUMNS, rows)}"
+                        f"<h3>{html.escape(name)}</h3>{report_results.table(name, _COLUMNS, rows)}"
                     )
     return "".join(parts)

@@ -16,6 +16,7 @@ from rpt import (
     report_ledger,
     report_reader,
     report_results,
+    report_tables,
     scaling_points,
 )
 
@@ -30,6 +31,8 @@ def page(report: report_data.Report, studies: Sequence[scaling_points.Study]) ->
     if report.with_results:
         sections.append(("claims", "Claims", lambda: report_results.claims(report)))
         sections.append(("arms", "Arms", lambda: report_results.arms(report)))
+    if report.results:
+        sections.append(("tables", "Tables", lambda: report_tables.tables(report)))
     if any(run.evaluations for e in report.experiments for run in e.runs.values()):
         sections.append(("evaluation", "Evaluation", lambda: report_evaluation.tables(report)))
     if studies:

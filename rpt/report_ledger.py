@@ -48,7 +48,7 @@ def ledgers(report: report_data.Report) -> str:
     rows = [_row(label, run, summary) for label, run, summary in found]
     return (
         f'<p class="lead">Compute of each part by itself, in FLOPs that were executed. {key}</p>'
-        f'<div class="bars">{bars}</div>{report_results.table(_COLUMNS, rows)}'
+        f'<div class="bars">{bars}</div>{report_results.table("cost of each part", _COLUMNS, rows)}'
         f"{_inference(report)}"
     )
 
@@ -120,7 +120,7 @@ def _inference(report: report_data.Report) -> str:
         ("TFLOP executed", "of training, with stage 0"),
         ("as rows", "of training, with stage 0"),
     )
-    return report_results.table(columns, rows)
+    return report_results.table("cost of inference and of training", columns, rows)
 
 
 # ---- alarms --------------------------------------------------------------------------------------
@@ -180,4 +180,4 @@ def origin(report: report_data.Report) -> str:
     )
     missing = "".join(f"<li>{_text(note)}</li>" for note in report.missing)
     parts = [f'<p>Missing here:</p><ul class="missing">{missing}</ul>'] if missing else []
-    return "".join([*parts, report_results.table(columns, rows) if rows else ""])
+    return "".join([*parts, report_results.table("starts", columns, rows) if rows else ""])

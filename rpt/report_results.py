@@ -1,13 +1,23 @@
 """Claims, arms and scaling as HTML: what was found, each with its interval drawn."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rpt import report_charts, report_data, report_svg, scaling_points
+from rpt import (
+    experiment_cells,
+    experiment_preregistration,
+    experiment_scaling_tables,
+    report_charts,
+    report_data,
+    report_svg,
+    scaling_points,
+    scaling_studies,
+)
 
 _MODES = (("no_think", "without a thought", "hollow"), ("thought_argmax", "with a thought", "full"))
 text = html.escape
+_LONG = 60  # characters of a cell, more than any figure has with its interval
 
 
 # ---- claims --------------------------------------------------------------------------------------
@@ -29,7 +39,7 @@ def claims(report: report_data.Report) -> str:
     scale = (low - margin, high + margin)
     parts = [
         f'<blockquote class="hypothesis"><p>{text(labelled[0][1]["hypothesis"])}</p>'
-        "<footer>claimed in the config, before the runs</footer></blockquote>",
+        f"<footer>{text(experiment_preregistration.words(labelled[0][1]))}</footer></blockquote>",
     ]
     for title, goal in (("Goals", True), ("Other claims", False)):
         of_kind = {n: found for n, found in rows.items() if found[0][1]["goal"] == goal}
@@ -173,7 +183,9 @@ def arms(report: report_data.Report) -> str:
             if arm in results["arms"] and results["arms"][arm]["hard"] is not None
         ]
         for number, (label, entry) in enumerate(found):
-            name = "" if number else entry["title"]
+            # Said of every row, and seen once: the rows of an arm stand together.
+            name = text(entry["title"])
+            name = f'<span class="unseen">{name}</span>' if number else name
             rows.append(_pair(name, label, entry["hard"], report.tones[arm], len(labelled) > 1))
     charts = [*report_charts.depths(report), *report_charts.gates(report)]
     return (
@@ -190,6 +202,7 @@ def arms(report: report_data.Report) -> str:
 
 
 def _pair(name: str, label: str, hard: Mapping[str, Any], tone: int, seeds: bool) -> str:
+    """One row; the name is HTML."""
     marks = []
     for mode, words, kind in _MODES:
         value = hard[mode]
@@ -203,7 +216,7 @@ def _pair(name: str, label: str, hard: Mapping[str, Any], tone: int, seeds: bool
     tag = f'<span class="seed">{text(label)}</span>' if seeds else ""
     means = " \u2192 ".join(_percent(hard[mode]["mean"]) for mode, _, _ in _MODES)
     return (
-        f'<div class="row t{tone}"><span class="arm">{text(name)}</span>{tag}'
+        f'<div class="row t{tone}"><span class="arm">{name}</span>{tag}'
         f'<div class="track">{"".join(marks)}</div><span class="number">{means}</span></div>'
     )
 
@@ -239,7 +252,7 @@ def _table(labelled: Sequence[tuple[str, Mapping]]) -> str:
             if hard:
                 cells += [f"{hard['mean_thought_tokens']:.1f}", _percent(hard["answer_rate"])]
             rows.append(cells)
-    return table(_COLUMNS, rows)
+    return table("accuracy of every arm and seed", _COLUMNS, rows)
 
 
 def interval(value: Mapping[str, Any]) -> str:
@@ -254,22 +267,36 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """Columns are (name, what it means); cells are HTML. Scrolls by itself where it is too wide."""
-    head = "".join(
-        f'<th scope="col" title="{text(what)}">{text(name)}</th>'
-        if what
-        else f'<th scope="col">{text(name)}</th>'
-        for name, what in columns
-    )
+def table(label: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Scrolls by itself where it is too wide; what columns mean is said below.
+
+    Args:
+      label: what it is a table of, for those who do not see where it stands.
+      columns: (name, what it means; '' where the name says it).
+      rows: cells, as HTML.
+    """
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name, _ in columns)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
+    meanings = "; ".join(f"<b>{text(name)}</b>: {text(what)}" for name, what in columns if what)
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + (f'<p class="meanings quiet">{meanings}.</p>' if meanings else "")
     )
+
+
+def of_cells(made: experiment_cells.Table) -> str:
+    """A table of report.md; each seed stands below the mean over them."""
+    return table(made.title, made.heads, [[_cell(*cell) for cell in row] for row in made.rows])
+
+
+def _cell(words: str, each: str) -> str:
+    """Long ones are broken into lines."""
+    whole = f'<span class="values">{text(words)}</span>' if len(words) > _LONG else text(words)
+    return whole + (f"<small>{text(each)}</small>" if each else "")
 
 
 # ---- charts and scaling --------------------------------------------------------------------------
@@ -296,44 +323,10 @@ def training(report: report_data.Report) -> str:
 
 def scaling(studies: Sequence[scaling_points.Study]) -> str:
     """Curves with bands, and what each form promised for the budget it had not seen."""
-    parts = [f'<div class="charts">{_charts([report_charts.scaling(s) for s in studies])}</div>']
-    rows = [row for study in studies for row in _forms(study)]
-    parts.append(table(_FORM_COLUMNS, rows))
+    charts = _charts([report_charts.scaling(study) for study in studies])
+    fits = experiment_scaling_tables.fits(list(map(scaling_studies.entry, studies)))
     notes = dict.fromkeys(
         f"{report_data.arm_label(study.arm)}: {note}" for study in studies for note in study.notes
     )
-    parts.append(f'<ul class="quiet">{"".join(f"<li>{text(note)}</li>" for note in notes)}</ul>')
-    return "".join(parts)
-
-
-_FORM_COLUMNS = (
-    ("arm", ""),
-    ("compute", "with or without what was executed before the arm began"),
-    ("form", ""),
-    ("miss at the last budget", "predicted minus measured, where the fit has not seen it"),
-    ("misses least", "share of resamples in which this form does"),
-    ("R\u00b2", "of all points; no threshold makes it a proof"),
-    ("parameters", "with 95% intervals; * the fit lies at an end of a range"),
-)
-
-
-def _forms(study: scaling_points.Study) -> Iterator[list[str]]:
-    for name, curve in study.curves.items():
-        error = curve.error
-        numbers = " ".join(
-            f"<span>{text(key)} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]</span>".replace(
-                "-", "\u2212"
-            )
-            for key, v in curve.parameters.items()
-        )
-        yield [
-            text(report_data.arm_label(study.arm)),
-            "with stage 0" if study.with_stage0 else "after stage 0",
-            text(name.replace("_", "-")),
-            "too few budgets"
-            if error is None
-            else signed({"mean": error.value, "low": error.low, "high": error.high}),
-            "" if curve.best_share is None else _percent(curve.best_share),
-            f"{curve.r2:.3f}",
-            f'<span class="values">{numbers}{"*" if curve.at_bound else ""}</span>',
-        ]
+    listed = "".join(f"<li>{text(note)}</li>" for note in notes)
+    return f'<div class="charts">{charts}</div>{of_cells(fits)}<ul class="quiet">{listed}</ul>'

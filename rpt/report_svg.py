@@ -20,7 +20,7 @@ _MOST_LABEL = 118
 
 
 def render(chart: report_charts.Chart) -> str:
-    """One <svg>; what cannot be seen is in its title."""
+    """One <svg>; its label says in words what it shows."""
     names = [line.name for line in chart.lines if line.name]
     right = min(_MOST_LABEL, 10 + _CHARACTER * max(map(len, names), default=0))
     x_scale = _Scale.over(
@@ -28,14 +28,31 @@ def render(chart: report_charts.Chart) -> str:
     )
     values = [v for line in chart.lines for v in (line.y, line.low, line.high) if v is not None]
     y_scale = _Scale.over(_finite(values), HEIGHT - _BOTTOM, _TOP, False, chart.zero, 0.04)
+    label = html.escape(summary(chart))
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
         *_axes(chart, x_scale, y_scale),
         *(_line(line, x_scale, y_scale) for line in sorted(chart.lines, key=_depth)),
         *_labels(chart.lines, x_scale, y_scale),
         "</svg>",
     ]
     return "".join(parts)
+
+
+def summary(chart: report_charts.Chart) -> str:
+    """What is drawn over what, and where each named line ends."""
+    ends = []
+    for line in chart.lines:
+        known = line.y[np.isfinite(line.y)]
+        if line.name and len(known):
+            ends.append(f"{line.name} ends at {_value(chart, float(known[-1]))}")
+    words = f"{chart.title}: {chart.y_label} over {chart.x_label}"
+    return f"{words}; {', '.join(ends)}" if ends else words
+
+
+def _value(chart: report_charts.Chart, value: float, digits: int = 3) -> str:
+    share = chart.kind == "share"
+    return f"{100 * value:.{digits}g}%" if share else f"{value:.{digits}g}"
 
 
 def _depth(line: report_charts.Line) -> tuple[bool, bool, bool]:
@@ -104,8 +121,7 @@ def _axes(chart: report_charts.Chart, x_scale: _Scale, y_scale: _Scale) -> Itera
     for tick in y_scale.ticks(5):
         y = float(y_scale(tick))
         yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>'
-        text = f"{100 * tick:.4g}%" if chart.kind == "share" else f"{tick:.4g}"
-        yield _text(left - 6, y + 3.5, "end", text)
+        yield _text(left - 6, y + 3.5, "end", _value(chart, tick, 4))
     yield f'<path class="axis" d="M{left:.1f} {bottom}H{right:.1f}"/>'
     for tick in x_scale.ticks(5):
         x = float(x_scale(tick))

@@ -1,7 +1,8 @@
 """A run directory: what was asked, what ran it, what came out.
 
 config.json    the whole config          command.json   the command that it is a run of
-run.json       overrides, commit, versions, machine of every start
+run.json       of every start: overrides, commit, versions, machine, digest of the parameters that
+               another run gave it
 model.json     the model's shape         tokenizer/     files of the tokenizer
 template.txt   the template, if any
 metrics.jsonl  one object per step       tensorboard/   the same as event files
@@ -46,10 +47,12 @@ def open_run(
     overrides: dict[str, Any],
     command: str,
     init: str = "",
+    init_params_sha256: str = "",
 ) -> None:
     """Creates the run directory, or checks that it holds a run of the same config and command.
 
-    Fields of `config.RESUMABLE` may differ; the change is written to run.json.
+    Fields of `config.RESUMABLE` may differ; the change is written to run.json, and so is the digest
+    of the parameters that another run gave this one, '' if none did.
 
     Raises:
       ValueError, PermissionError: as `claim`; or the template has changed since the first start.
@@ -59,7 +62,8 @@ def open_run(
     _save_tokenizer(tokenizer, workdir / "tokenizer")
     if config.data.template:
         _keep_template(pathlib.Path(config.data.template), workdir / "template.txt")
-    _append_start(workdir / "run.json", overrides, changes, tokenizer)
+    start = {"changed_since_last_start": changes, "init_params_sha256": init_params_sha256}
+    _append_start(workdir / "run.json", overrides, start, tokenizer)
 
 
 def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
@@ -158,14 +162,14 @@ def trained_otherwise(workdir: pathlib.Path, config: config_lib.Config) -> list[
     return [name for name in changes if not config_lib.is_among(name, ignored)]
 
 
-def _append_start(path, overrides, changes, tokenizer) -> None:
+def _append_start(path, overrides, start, tokenizer) -> None:
     starts = json.loads(path.read_text()) if path.is_file() else []
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "overrides": {key: str(value) for key, value in overrides.items()},
-            "changed_since_last_start": changes,
+            **start,
             "commit": commit(),
             "tokenizer_digest": tokenizer.digest(),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -4,9 +4,9 @@ A point is one arm trained at one budget from one seed, and evaluated; those of 
 in its results.json (`report_data.gather`).
 
 Intervals are percentiles of a bootstrap over seeds and documents: seeds are drawn with replacement,
-and so are documents, the same ones for every point, since all are evaluated on the same text. With
-three seeds such intervals are too narrow more often than they say; with one they are of the
-documents alone.
+and so are documents, the same ones for every point of a seed, since these are all evaluated on the
+same text; seeds have documents of their own. With three seeds such intervals are too narrow more
+often than they say; with one they are of the documents alone.
 
 Letters: P points, Q resamples, D documents.
 """

@@ -6,8 +6,9 @@ Of several hosts all call every method, in the same order; the first alone print
 import dataclasses
 import pathlib
 import time
+import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rpt import checkpoint, cli, goodput, hosts, profiling, runs, stepmetrics
 from rpt import config as config_lib
@@ -32,7 +33,7 @@ State = TypeVar("State", bound=LoopState)
 
 
 class Session:
-    """One start of a run.
+    """One start of a run; as a context it lets the save under way finish before an error goes on.
 
     Args:
       workdir: run directory, opened by `runs.open_run`.
@@ -60,6 +61,20 @@ class Session:
         self._tracer = profiling.Tracer(
             config.profile if team.is_first else profiling.ProfileConfig(), workdir
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        # An interpreter that ends starts no more threads, which a save needs. Ctrl-C, the second,
+        # ends at once.
+        if isinstance(error, Exception):
+            self.store.let_finish()
 
     def restore(self, fresh: State) -> tuple[State, Mapping[str, Any] | None, list[str]]:
         """The newest good checkpoint in place of `fresh`, which stays where there is none.
@@ -144,7 +159,7 @@ class Session:
         """
         logging, step = self._config.logging, state.step
         began, per_decade = time.monotonic(), logging.scaling_checkpoints_per_decade
-        if checkpoint.crosses_scaling_point(before, state.book, per_decade):
+        if ledger_lib.crosses_scaling_point(before, state.book, per_decade):
             self.store.save_scaling(step, state.params)
         if step % logging.checkpoint_every_steps == 0:
             self.log.flush()
@@ -159,6 +174,8 @@ class Session:
         began = time.monotonic()
         self.store.save(save())
         self.store.close()
+        # The first is the last to be done. An end before that, with an error, would cut it off.
+        self.team.barrier()
         self._meter.add("save", time.monotonic() - began)
         self._meter.beat(step, status)
         self._tracer.close()

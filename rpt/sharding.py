@@ -56,11 +56,26 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
             f"batch of {batch_size} rows does not divide over replica*fsdp={rows} devices; "
             f"make it a multiple of {rows} or change config.mesh"
         )
-    if jax.process_count() == 1:
-        return arranged(jax.devices(), shape)
-    # Host by host, whatever the torus: each then holds neighbouring rows (`own_block`).
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
+    arrange = arranged if jax.process_count() == 1 else host_by_host
+    return arrange(jax.devices(), shape)
+
+
+def host_by_host(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
+    """As `arranged`, but whatever the torus: each host holds neighbouring rows (`own_block`).
+
+    Raises:
+      ValueError: replica is no multiple of the number of slices; or the hosts are not numbered one
+        slice after another, as jax does.
+    """
+    slices = _count_slices(devices, shape)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    of_slice = np.reshape([_slice_of(device) for device in ordered], (slices, -1))
+    if (of_slice != of_slice[:, :1]).any():
+        raise ValueError(
+            "the processes of one slice are not numbered one after another, so slices cannot lie "
+            "along replica; use --hosts=auto, or number them so"
+        )
+    return Mesh(np.asarray(ordered).reshape(shape), MESH_AXES)
 
 
 def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
@@ -70,13 +85,8 @@ def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
     Raises:
       ValueError: replica is no multiple of the number of slices.
     """
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = _count_slices(devices, shape)
     replica, *inner = shape
-    if replica % slices:
-        raise ValueError(
-            f"replica={replica} does not divide over {slices} slices; set config.mesh.replica to a "
-            f"multiple of {slices}"
-        )
     # An axis of the mesh may take part of an axis of the torus: 2 of tensor on a 4x4.
     if slices > 1:
         found = mesh_utils.create_hybrid_device_mesh(
@@ -88,6 +98,22 @@ def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> Mesh:
     else:
         found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(found, MESH_AXES)
+
+
+def _slice_of(device: Any) -> int:
+    """Elsewhere than on TPUs the word has other meanings."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _count_slices(devices: Sequence[Any], shape: tuple[int, int, int]) -> int:
+    """How many there are; ValueError as in `arranged`."""
+    slices, replica = len(set(map(_slice_of, devices))), shape[0]
+    if replica % slices:
+        raise ValueError(
+            f"replica={replica} does not divide over {slices} slices; set config.mesh.replica to a "
+            f"multiple of {slices}"
+        )
+    return slices
 
 
 def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int]:

@@ -65,8 +65,9 @@ def pooled_estimate(
 ) -> Estimate:
     """The mean over training runs (seeds) of their means, clustered by (run, document).
 
-    Documents are resampled within each run; the runs stay these runs. So the interval says how
-    certain the mean of these runs is, not what further runs would give.
+    Documents are resampled within each run, so they should be other ones in each; the runs stay
+    these runs. So the interval says how certain the mean of these runs is, not what further runs
+    would give.
 
     Args:
       runs: (value_P, document_P) of each, as for `mean_estimate`.

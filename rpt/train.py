@@ -88,19 +88,20 @@ def train(
     mesh = sharding.make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh):
         run, params = _open(config, mesh, team)
+        given = checkpoint.params_sha256(params) if config.train.init else ""
         if team.is_first:
             of_run = (run.task.model, run.task.tokenizer, overrides or {}, "train")
-            runs.open_run(workdir, config, *of_run)
+            runs.open_run(workdir, config, *of_run, init_params_sha256=given)
         team.barrier()
-        session = session_lib.Session(workdir, config, team, stop)
-        state = _begin(run, session, params)
-        del params
-        reference = _reference(run, session, state, workdir)
-        if state.step == 0:
-            session.store.save(_saved(run, session, state))
-        while state.step < config.train.steps and not session.must_stop():
-            state = _step(run, session, state, reference)
-        return _end(run, session, state)
+        with session_lib.Session(workdir, config, team, stop) as session:
+            state = _begin(run, session, params)
+            del params
+            reference = _reference(run, session, state, workdir)
+            if state.step == 0:
+                session.store.save(_saved(run, session, state))
+            while state.step < config.train.steps and not session.must_stop():
+                state = _step(run, session, state, reference)
+            return _end(run, session, state)
 
 
 def _open(config: config_lib.Config, mesh: Mesh, team: hosts.Hosts) -> tuple[_Run, Any]:

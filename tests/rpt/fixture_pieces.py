@@ -98,9 +98,13 @@ def _tables(thought: float, direct: float) -> dict:
     return evaluation.tables(answers, costs, 0, dict.fromkeys(answers.parts(), 1.0))
 
 
-def _no_tables(threshold: float, enough_thinking: bool) -> dict:
+def _source(arm: str, read: str) -> str:
+    return "stories" if arm in ("base", "rpt", "ntp") else read
+
+
+def _no_tables(threshold: float, gain_shown: bool) -> dict:
     """What a claim asks for."""
-    reported = {"threshold": threshold, "enough_thinking": enough_thinking}
+    reported = {"threshold": threshold, "gain_shown": gain_shown}
     return {"parts": {}, "gated": {"stories": {"reported": reported}}}
 
 
@@ -113,11 +117,17 @@ def piece(
     direct: float = 0.1,
     passed: bool = True,
     threshold: float = 1.0,
-    enough_thinking: bool = True,
+    gain_shown: bool = True,
+    claimed: dict | None = None,
     tables: bool = False,
+    read: str = "automata",
 ) -> experiment_pieces.Piece:
-    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds; `tables` cost a second."""
-    content = _tables(thought, direct) if tables else _no_tables(threshold, enough_thinking)
+    """Of an arm whose every run spent 10^12 FLOPs in 60 seconds; `tables` cost a second.
+
+    Its own run reads a source that nothing before it has read, unless `read` says otherwise;
+    those of base, rpt and ntp read the stories.
+    """
+    content = _tables(thought, direct) if tables else _no_tables(threshold, gain_shown)
     stages = [
         {
             "arm": stage,
@@ -128,7 +138,7 @@ def piece(
                 "document_tokens": 10**6,
             },
             "wall_seconds": 60.0,
-            "data": {"main": {"epochs/stories": 0.5}, "opening": None},
+            "data": {"main": {f"epochs/{_source(stage, read)}": 0.5}, "opening": None},
             "parameters": 1000,
             "gate": {"threshold": 0.8, "accuracy": 0.9, "passed": passed}
             if stage == "base"
@@ -138,12 +148,14 @@ def piece(
     ]
     return experiment_pieces.Piece(
         {
-            "schema": 1,
+            "schema": 2,
             "arm": name,
             "seed": seed,
             "commit": "0123456",
             "time": "2026-01-01T00:00:00+0000",
             "plan": experiment_pieces.plan_json(made),
+            "claimed": claimed,
+            "renewals": [],
             "stages": stages,
             "evaluation": {
                 "settings": {"bins_nats": [0.5, 1.0, 1.5]},

@@ -3,8 +3,9 @@
     python tests/rpt/hosts_process.py WHERE FOLDER JSON
 
 JSON has the loop ('train' or 'pretrain'), `changes` of the tiny experiment by dotted names, and
-maybe `stop_after` steps (asked of the last process only), `kill` [index, step], or `replay`, the
-folder of a run whose rollouts take the place of this one's, so that updates are of equal tokens.
+maybe `stop_after` steps (asked of the last process only), `kill` [index, step], `fail` index, or
+`replay`, the folder of a run whose rollouts take the place of this one's, so that updates are of
+equal tokens.
 FOLDER/run is the run directory, FOLDER/seen-INDEX.npz what is compared.
 """
 
@@ -85,6 +86,8 @@ def main() -> None:
         stop = None
         if "stop_after" in given and team.index == team.count - 1:
             stop = tiny_experiment.StopAfter(given["stop_after"])
+        if given.get("fail") == team.index:
+            raise ValueError("no such shard")
         loop = {"train": train.train, "pretrain": pretrain.pretrain}[given["loop"]]
         loop(config.from_config_dict(settings), folder / "run", stop=stop, team=team)
         np.savez(folder / f"seen-{team.index}.npz", **recorder.seen)

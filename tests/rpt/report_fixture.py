@@ -134,12 +134,17 @@ def results(seeds=(0,), scaling: bool = False) -> dict:
     arms = {name: arm(name, 0.45 + 0.03 * i, seeds) for i, name in enumerate(ARMS)}
     return {
         "hypothesis": "Thinking pays where the next token is hard. " + HOSTILE,
+        "plan": None,
+        "split": "test",
         "seeds": list(seeds),
         "commits": ["0123456789abcdef"],
         "missing": ["seed9/rpt"],
         "claim_part": "stories",
         "bin": ">1.5",
         "bins_nats": [0.5, 1.5],
+        "shown_depth": 3,
+        "rlvr": [["base", "rpt"]],
+        "scaling_fits": [],
         "gates": {"base": {"0": {"passed": True, "accuracy": 0.97, "threshold": 0.8}}},
         "claims": [
             claim("better", "RPT, with thought - base, with thought", 0.05, True, seeds),
@@ -190,24 +195,49 @@ def arm(name: str, level: float, seeds) -> dict:
         }
         for share in np.linspace(0, 1, 9).tolist()
     ]
+    noise = {"n": 9, "no_think": 0.1, "thought_argmax": 0.0}
     part = {
-        "bins": {">1.5": row},
+        "bins": {">1.5": row, ">0.5": row, "all": row},
         "labels": {
             f"answer/{n}": {"n": 9, "no_think": 0.9 - 0.15 * n, "thought_argmax": 1 - 0.1 * n}
             for n in range(1, 6)
         }
-        | {"noise": {"n": 9, "no_think": 0.1, "thought_argmax": 0.0}},
-        "leak_check": {"leak_suspected": name == "ntp"},
+        | {"noise": noise},
+        "hard_by_kind": {"answer": {**noise, "n": 100}, "noise": noise},
+        "asked": {"n": 45, "no_think": level - 0.2, "thought_argmax": level + 0.1},
+        "every_position": {"no_think_raw": estimate(level + 0.2)},
+        "leak_check": {
+            "leak_suspected": name == "ntp",
+            "sigmas_above_guess": dict.fromkeys(("no_think_raw", "thought_argmax"), 0.4),
+        },
         "gated": {"no_think": estimate(level + 0.25), "reported": points[1], "curve": points},
     }
     compute = {
         "flops_executed": 17e12,
         "flops_as_rows": 19e12,
+        "flops_executed_alone": 4e12,
+        "wall_seconds": 754.2,
+        "wall_seconds_alone": 200.0,
+        "document_tokens": 59979,
+        "data": {"base": {"main": {"epochs/stories": 0.5}, "opening": None}},
         "inference_flops_per_token": {"no_think": 1.2e6, "thought": 9.4e6},
     }
-    entry = {"parts": {"stories": part, "all": part}, "compute": compute}
+    parts = dict.fromkeys(("stories", "rlvr", "all"), part)
+    entry = {"parts": parts, "compute": compute}
     title = {"rpt": "RPT + trunk NTP", "ntp": "continued NTP"}.get(name, name)
-    return {"title": title, "seeds": {str(s): entry for s in seeds}}
+    both = {mode: estimate(level, 0.0125) for mode in ("no_think", "thought_argmax")}
+    of_part = {
+        "bins": {bin: {**both, "thought_sample": estimate(level)} for bin in part["bins"]},
+        "asked": both,
+        "gated": both,
+        "labels": {f"answer/{n}": both for n in range(1, 6)},
+        "depths": {"answer": {"<=3": both, ">3": both}},
+    }
+    return {
+        "title": title,
+        "seeds": {str(s): entry for s in seeds},
+        "pooled": dict.fromkeys(entry["parts"], of_part),
+    }
 
 
 def curve(seeds, documents: int = 4) -> list[dict]:

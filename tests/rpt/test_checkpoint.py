@@ -1,5 +1,6 @@
 """A checkpoint is whole, verified, or not there; damage and full disks cost the newest at most."""
 
+import os
 import pathlib
 import shutil
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpt import checkpoint, manifests
+from rpt import checkpoint, files, manifests
 
 
 def state(step: int) -> checkpoint.TrainState:
@@ -187,3 +188,24 @@ def test_retention_waits_for_the_new_one(copy, monkeypatch):
     save(copy, 9, 12, keep_last=1)
     assert seen == [["3", "6", "9.saving"], ["12.saving", "9"]]
     assert names(copy) == ["12"]
+
+
+def test_retention_waits_for_the_disk(copy, monkeypatch):
+    """A power cut leaves the old one, or all of the new one under its name."""
+    told, settle, rename = [], files.settle, files.rename
+    monkeypatch.setattr(files, "settle", lambda path: told.append(("settle", names(copy))))
+    monkeypatch.setattr(
+        files, "rename", lambda *given: (told.append(("rename", names(copy))), rename(*given))
+    )
+    save(copy, 9, keep_last=1)
+    assert told == [("settle", ["3", "6", "9.saving"]), ("rename", ["3", "6", "9.saving"])]
+    assert names(copy) == ["9"]
+    monkeypatch.setattr(files, "settle", settle)
+
+    def broken(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(checkpoint.SaveFailed, match="Input/output error"):
+        save(copy, 12, keep_last=1)
+    assert names(copy) == ["9"]

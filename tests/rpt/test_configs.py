@@ -10,6 +10,7 @@ import urllib.parse
 import pytest
 
 from configs import common
+from data import miniature, skills, sources
 from rpt import config, experiment_plan, formats, rewards
 
 FOLDER = pathlib.Path(common.__file__).parent
@@ -60,6 +61,20 @@ def test_the_miniature_has_its_arms_and_controls():
     arms = {name for name, part in parts.items() if part.kind in ("pretrain", "train")}
     assert arms == {"base", "reference", "rpt", "ntp", "mixed_sft"}
     assert parts["ntp"].needs == parts["mixed_sft"].needs == ("base", "rpt")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_depth_that_tables_call_shown_is_that_of_the_worked_documents(name):
+    experiment = build(name)
+    if not experiment.experiment.shown_depth:
+        assert name != "mini"
+        return
+    mixtures = (experiment.pretrain.opening_mixture, experiment.pretrain.mixture)
+    worked = [p.spec for mixture in mixtures for p in mixture if "kind=worked" in p.spec]
+    assert worked
+    for opened in map(sources.open_source, worked):
+        assert isinstance(opened, miniature.Stories | skills.Skills)
+        assert opened.config.worked_depth == experiment.experiment.shown_depth
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,15 @@ import time
 
 import pytest
 
-from rpt import config, experiment_conductor, experiment_config, experiment_plan, pretrain
+from data import tokenizers
+from rpt import (
+    config,
+    evaluation_positions,
+    experiment_conductor,
+    experiment_config,
+    experiment_plan,
+    pretrain,
+)
 from tests.rpt import fixture_pieces
 from tests.rpt.fixture_pieces import MODEL, arm, claim, plan
 
@@ -39,12 +47,12 @@ def whole(**fields) -> config.Config:
     )
 
 
-def run(root, processes=2, broken=(), stop=None, **fields):
+def run(root, processes=2, broken=(), stop=None, is_done=None, **fields):
     parts = experiment_plan.parts(whole(**fields))
     conductor = experiment_conductor.Conductor(
         root,
         parts,
-        is_done=lambda part: (root / f"{part.name}.times").is_file(),
+        is_done=is_done or (lambda part: (root / f"{part.name}.times").is_file()),
         command=lambda name: [sys.executable, "-c", FAKE, str(root), name, *broken],
         processes=processes,
         stop=stop or Stop(),
@@ -84,6 +92,23 @@ def test_what_is_done_is_not_run_again(tmp_path):
     assert run(tmp_path)
     after = times(tmp_path)
     assert {part for part in before if before[part] != after[part]} == {"evaluate_ntp"}
+
+
+def test_what_was_made_of_an_arm_is_looked_at_again_when_the_arm_is_made_anew(tmp_path):
+    assert run(tmp_path)
+    before = times(tmp_path)
+    (tmp_path / "rpt.times").unlink()
+
+    def is_done(part):
+        """An evaluation must be younger than its arm, if that is there."""
+        found = times(tmp_path)
+        if part.name not in found or part.kind != "evaluate" or part.arm not in found:
+            return part.name in found
+        return found[part.name][0] >= found[part.arm][1]
+
+    assert run(tmp_path, is_done=is_done)
+    after = times(tmp_path)
+    assert {part for part in before if before[part] != after[part]} == {"rpt", "evaluate_rpt"}
 
 
 def test_a_broken_part_takes_along_only_what_needs_it_and_the_next_start_goes_on(tmp_path):
@@ -150,6 +175,22 @@ def test_an_arm_comes_after_what_it_needs_else_in_its_own_order():
     assert parts["seed7/evaluate_ntp"].needs == ("seed7/ntp", "seed7/positions")
 
 
+@pytest.mark.parametrize("name", ["fetch:smollm2", "/models/a", "./a.gguf"])
+def test_a_checkpoint_may_be_the_reference_and_the_positions_come_first(name, tmp_path):
+    given = whole(reference=name, claims=())
+    parts = experiment_plan.parts(given)
+    assert next(iter(parts)) == "positions"
+    assert parts["positions"].needs == ()
+    assert list(parts).index("evaluate_base") == list(parts).index("base") + 1
+    assert parts["evaluate_base"].needs == ("base", "positions")
+    rpt = given.experiment.arm("rpt")
+    for of_arm in (rpt, None):
+        settings = experiment_plan.evaluation_config(given, tmp_path, of_arm)
+        assert settings.evaluate.reference == name
+    by_arm = experiment_plan.evaluation_config(whole(), tmp_path, rpt)
+    assert by_arm.evaluate.reference == str(tmp_path / "reference")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -160,7 +201,12 @@ def test_an_arm_comes_after_what_it_needs_else_in_its_own_order():
             {"arms": (*fixture_pieces.ARMS, arm("x", init="y"), arm("y", flops_of="x"))},
             "circle: x, y",
         ),
-        ({"reference": "proxy"}, "reference='proxy' is no arm"),
+        (
+            {"reference": "proxy"},
+            r"reference='proxy' is no arm \(these are base, .*\) and no checkpoint \('fetch:NAME'",
+        ),
+        ({"reference": ""}, "reference='' is no arm"),
+        ({"shown_depth": -1}, "shown_depth must not be negative"),
         ({"seeds": (0, 1, 0)}, "seeds must differ; 0 is there twice"),
         (
             {"claims": (claim("rpt", "gated", "reference", "gated"),)},
@@ -191,7 +237,7 @@ def test_arms_have_names_that_nothing_else_has(name):
         ),
         (
             {"claims": (claim("rpt", "gated", "rpt", "no_think", bin=">2"),)},
-            r"bin='>2' is not evaluated; choose one of all, gate, >1\.5",
+            r"bin='>2' is not evaluated; choose one of all, gate, asked, >1\.5",
         ),
         (
             {
@@ -276,10 +322,27 @@ def test_a_control_executes_the_flops_of_another_arm_times_a_factor_rounded_up(t
 def test_each_seed_is_an_experiment_that_stands_alone(tmp_path):
     given = whole(seeds=(4, 1))
     alone = experiment_plan.of_seed(given, 1)
-    assert alone == dataclasses.replace(whole(), seed=1)
+    assert alone.seed == alone.evaluate.seed == 1
+    assert experiment_plan.of_seed(alone, 1) == alone
     assert experiment_plan.parts(alone)["rpt"].root(tmp_path) == tmp_path
     assert experiment_plan.parts(given)["seed1/rpt"].root(tmp_path) == tmp_path / "seed1"
     (reference,) = (a for a in given.experiment.arms if a.name == "reference")
     assert experiment_plan.training_config(alone, tmp_path, reference).seed == 1001
     rpt = experiment_plan.training_config(alone, tmp_path, given.experiment.arm("rpt"))
     assert rpt.train.init == str(tmp_path / "base")
+
+
+def test_every_seed_is_evaluated_on_documents_of_its_own():
+    given, tokenizer = whole(seeds=(4, 1)), tokenizers.load("bytes")
+    documents = []
+    for seed in (4, 1):
+        settings = experiment_plan.of_seed(given, seed)
+        arms = settings.experiment.arms
+        evaluates = [experiment_plan.arm_config(settings, arm).evaluate for arm in arms]
+        assert {evaluate.seed for evaluate in evaluates} == {seed}  # the reference's, too
+        rows = evaluation_positions.read_rows(
+            evaluates[0].test, tokenizer, documents=20, window_tokens=64, min_context=1, seed=seed
+        )
+        documents.append({row.document_id for row in rows})
+    assert len(documents[0]) == 20
+    assert documents[0].isdisjoint(documents[1])

@@ -16,6 +16,7 @@ from rpt import (
     experiment_pieces,
     experiment_plan,
     experiment_report,
+    experiment_state,
     pretrain,
     report_data,
     report_html,
@@ -80,6 +81,7 @@ def tiny() -> config.Config:
         for name, mode, b, mode_b, bin in (
             ("thought", "thought_argmax", "base", "thought_argmax", ""),
             ("gated", "gated", "ntp", "no_think", "gate"),
+            ("lean", "thought_argmax", "rpt_rlvr", "thought_argmax", ""),
         )
     )
     return config.from_config_dict(changed)
@@ -94,7 +96,7 @@ def finished(tmp_path_factory):
     settings = dataclasses.replace(settings, experiment=plan)
     for name, part in experiment_plan.parts(settings).items():
         experiment.run_part(settings, workdir, name)
-        assert experiment.is_done(workdir, part)
+        assert experiment_state.is_done(settings, workdir, part)
     return workdir, settings
 
 
@@ -115,6 +117,13 @@ def test_arms_start_where_they_are_to_with_their_changes_and_controls_execute_th
     assert read(root / "rpt" / "config.json")["positions"]["mode"] == "random"
     assert read(root / "rpt_rlvr" / "config.json")["positions"]["mode"] == "entropy"
     assert read(root / "reference" / "config.json")["seed"] == 1003
+    for arm, init in (("rpt", "base"), ("ntp", "base"), ("rpt_rlvr", "rpt")):
+        (start,) = read(root / arm / "run.json")
+        given = read(root / init / "summary.json")["params_sha256"]
+        assert start["init_params_sha256"] == given
+    assert read(root / "base" / "run.json")[0]["init_params_sha256"] == ""
+    with experiment_state.positions_path(root, "test").open() as file:
+        assert json.loads(file.readline())["seed"] == 3
 
 
 def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finished):
@@ -130,6 +139,35 @@ def test_every_arm_is_measured_on_the_same_positions_and_test_is_read_once(finis
     experiment.run_part(settings, workdir, "seed3/evaluate_rpt")  # is done, so nothing happens
     readings = (folder / "test_readings.jsonl").read_text().splitlines()
     assert len(readings) == len(EVALUATED)
+
+
+def test_a_checkpoint_as_the_reference_makes_the_positions_that_an_arm_would(finished, tmp_path):
+    workdir, settings = finished
+    arm = workdir / "seed3" / "reference"
+    plan = dataclasses.replace(settings.experiment, reference=str(arm))
+    named = dataclasses.replace(settings, experiment=plan)
+    experiment.run_part(named, tmp_path, "seed3/positions")
+    for split in ("validation", "test"):
+        made = [
+            (root / "seed3" / "evaluation" / f"positions_{split}.jsonl").read_text()
+            for root in (tmp_path, workdir)
+        ]
+        assert made[0] == made[1]
+    experiment.run_part(named, tmp_path, "seed3/positions")  # is done, so nothing happens
+    moved = dataclasses.replace(plan, reference=f"{arm}/elsewhere")
+    with pytest.raises(ValueError, match=r"was made with another reference \(.*reference\) than"):
+        experiment.run_part(
+            dataclasses.replace(settings, experiment=moved), tmp_path, "seed3/positions"
+        )
+    # The arms' tokens are what is evaluated.
+    data = dataclasses.replace(settings.data, tokenizer="miniature:320")
+    other = dataclasses.replace(named, data=data)
+    with pytest.raises(ValueError, match=r"reference .*reference has another tokenizer"):
+        experiment.run_part(other, tmp_path / "other", "seed3/positions")
+    plan = dataclasses.replace(plan, reference=str(tmp_path / "nothing"))
+    nothing = dataclasses.replace(settings, experiment=plan)
+    with pytest.raises(FileNotFoundError, match="nothing: neither a run directory nor"):
+        experiment.run_part(nothing, tmp_path / "none", "seed3/positions")
 
 
 def test_trials_read_validation_alone(finished, tmp_path):
@@ -149,7 +187,7 @@ def test_trials_read_validation_alone(finished, tmp_path):
     # What was found of validation is no result of test.
     for now, done in ((trials, True), (settings, False)):
         part = experiment_plan.parts(now)["seed3/evaluate_rpt_rlvr"]
-        assert experiment.is_done(tmp_path, part) == done
+        assert experiment_state.is_done(now, tmp_path, part) == done
 
 
 def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, tmp_path):
@@ -161,7 +199,7 @@ def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, 
         assert str(workdir) not in json.dumps(experiment_pieces.read(path).content)
         shutil.copy(path, tmp_path)
     assert experiment.experiment(settings, workdir, None)  # nothing is left to run
-    assert all(experiment.is_done(workdir, part) for part in parts)
+    assert all(experiment_state.is_done(settings, workdir, part) for part in parts)
     again = experiment_report.make(experiment_pieces.read_folder(tmp_path), tmp_path / "again")
     for folder in (workdir, root):  # of one seed, both say the same
         for name in ("results.json", "report.md"):
@@ -169,12 +207,15 @@ def test_the_report_is_made_of_pieces_that_are_small_and_name_no_path(finished, 
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     recorded = {
         arm: evaluation_records.load(root / "evaluation" / arm / "test" / "predictions.jsonl")
-        for arm in ("rpt", "base", "ntp")
+        for arm in ("rpt", "base", "ntp", "rpt_rlvr")
     }
     expected = evaluation_records.compare(recorded["rpt"], recorded["base"], ">0.2", part="stories")
     by_name = {claim["name"]: claim["seeds"]["3"] for claim in again["claims"]}
     assert by_name["thought"]["difference"]["mean"] == pytest.approx(expected.mean)
     assert not by_name["thought"]["shown"]  # too few positions, whatever the difference
+    full = (recorded["rpt"], recorded["rpt_rlvr"])  # which has no gated thinking
+    expected = evaluation_records.compare(*full, ">0.2", part="stories")
+    assert by_name["lean"]["difference"]["mean"] == pytest.approx(expected.mean)
     gated = again["arms"]["rpt"]["seeds"]["3"]["parts"]["stories"]["gated"]["reported"]
     expected = evaluation_records.compare(
         recorded["rpt"], recorded["ntp"], "gate", part="stories", mode_b="no_think",
@@ -200,6 +241,8 @@ def test_the_page_is_made_of_what_an_experiment_writes(finished):
     assert "Cannot be shown" not in page
     assert "Elsewhere" not in page  # every cut has its place in the text
     assert 'class="meter"' in page
+    assert "when test was first read" in page
+    assert "unchanged since" in page
 
 
 def test_another_plan_reaches_the_pieces_without_a_run(finished, monkeypatch):
@@ -211,7 +254,41 @@ def test_another_plan_reaches_the_pieces_without_a_run(finished, monkeypatch):
     assert experiment.experiment(changed, workdir, None)
     (last,) = (workdir / "changes.jsonl").read_text().splitlines()
     assert json.loads(last)["changed_since_last_start"] == ["experiment.claims.0.goal"]
-    assert "## Goals" in (workdir / "report.md").read_text()
+    text = (workdir / "report.md").read_text()
+    assert "## Goals" in text
+    assert "CHANGED at" in text
+    assert read(workdir / "results.json")["plan"]["changed"] == ["claim thought"]
+
+
+def test_fewer_arms_and_more_seeds_share_the_directory(finished, tmp_path, monkeypatch):
+    """The report has what there is of its arms; nothing is lost or run again."""
+    monkeypatch.setattr(experiment_curves, "draw", lambda found, path: None)
+    monkeypatch.setattr(experiment, "run_part", None)
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    plan, settings = finished[1].experiment, finished[1]
+    few = dataclasses.replace(plan, arms=plan.arms[:3], claims=plan.claims[:1], seeds=(3, 4))
+    few = dataclasses.replace(settings, experiment=few)
+    root, other = (tmp_path / f"seed{seed}" for seed in (3, 4))
+    for arm in ("base", "rpt"):  # made elsewhere: here are its pieces
+        content = experiment_pieces.read(experiment_pieces.path(root, arm)).content
+        evaluated = content["evaluation"]
+        evaluated = {**evaluated, "settings": {**evaluated["settings"], "seed": 4}}
+        content = {**content, "seed": 4, "evaluation": evaluated}
+        experiment_pieces.save(experiment_pieces.path(other, arm), content)
+    experiment._report(few, few, tmp_path)
+    found = read(tmp_path / "results.json")
+    assert (found["seeds"], found["missing"], list(found["arms"])) == ([3, 4], [], ["base", "rpt"])
+    assert found["claims"][0]["pooled"]["seeds"] == 2
+    assert experiment.experiment(settings, tmp_path, None)  # nothing is left to run
+    found = read(tmp_path / "results.json")
+    assert (found["seeds"], found["missing"]) == ([3, 4], [])
+    assert list(found["arms"]) == list(EVALUATED)
+    assert [claim["pooled"]["seeds"] for claim in found["claims"]] == [2, 1, 1]
+    assert len(experiment_pieces.read_folder(tmp_path)) == 6
+    content["evaluation"]["settings"]["thoughts"] = 9
+    experiment_pieces.save(experiment_pieces.path(other, "rpt"), content)
+    with pytest.raises(ValueError, match=r"seed4.evaluation.rpt has read test with other settings"):
+        experiment.experiment(settings, tmp_path, None)
 
 
 def test_an_arm_that_was_trained_anew_is_evaluated_anew(finished):
@@ -220,9 +297,9 @@ def test_an_arm_that_was_trained_anew_is_evaluated_anew(finished):
     path = workdir / "seed3" / "base" / "summary.json"
     kept = path.read_text()
     path.write_text(json.dumps({**json.loads(kept), "params_sha256": "another"}))
-    assert not experiment.is_done(workdir, part)
+    assert not experiment_state.is_done(settings, workdir, part)
     path.write_text(kept)
-    assert experiment.is_done(workdir, part)
+    assert experiment_state.is_done(settings, workdir, part)
 
 
 def test_an_arm_of_another_plan_is_not_taken_for_this_ones(finished):

@@ -1,6 +1,8 @@
 """Files of a run directory, whole or not at all; a bucket is stood in for by a folder."""
 
+import errno
 import os
+import stat
 
 import pytest
 from etils.epath import backend, gpath
@@ -67,6 +69,39 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         files.write(tmp_path / "x", b"new")
     assert os.listdir(tmp_path) == ["x"]
     assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_what_is_settled_is_on_its_disk_with_its_name(tmp_path, monkeypatch):
+    """Each file and folder, and the folder that it is renamed in."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    folder = tmp_path / "6.saving"
+    (folder / "arrays" / "d").mkdir(parents=True)
+    (folder / "arrays" / "d" / "x").write_bytes(b"1")
+    (folder / "metadata").write_bytes(b"2")
+    files.settle(folder)
+    below = [folder, *folder.rglob("*")]
+    assert len(below) == 5
+    assert sorted(synced) == sorted(path.stat().st_ino for path in below)
+    synced.clear()
+    files.rename(folder, tmp_path / "6")
+    assert (tmp_path / "6" / "metadata").read_bytes() == b"2"
+    assert synced == [tmp_path.stat().st_ino]
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch):
+    fsync, failure = os.fsync, OSError(errno.EINVAL, "Invalid argument")
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise failure
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    files.settle(tmp_path)
+    failure = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output"):
+        files.settle(tmp_path)
 
 
 def test_lines_and_manifests_in_a_bucket(bucket, tmp_path):

@@ -23,12 +23,18 @@ CHANGES = {"train.batch_size": 8, "data.shards": 4, "logging.checkpoint_every_st
 TOLERANCE = 1e-5
 
 
-def begin(count: int, folder: pathlib.Path, given: dict[str, Any], devices: int = 2) -> list:
-    """The processes of one run."""
-    folder.mkdir(exist_ok=True)
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def begin(
+    count: int, folder: pathlib.Path, given: dict[str, Any], devices: int = 2, port: int = 0
+) -> list:
+    """The processes of one run."""
+    folder.mkdir(exist_ok=True)
+    port = port or free_port()
     flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -53,8 +59,8 @@ def begin(count: int, folder: pathlib.Path, given: dict[str, Any], devices: int 
 
 def run(count: int, folder: pathlib.Path, **given) -> dict[str, np.ndarray]:
     """Until all have ended; what they have seen, the rows of all below each other."""
-    devices = given.pop("devices", 2)
-    started = begin(count, folder, given, devices)
+    devices, port = given.pop("devices", 2), given.pop("port", 0)
+    started = begin(count, folder, given, devices, port)
     for process in started:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
@@ -184,7 +190,7 @@ def test_everything_that_is_agreed_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_processes(tmp_path):
-    """4 -> 2 -> 1: the same documents in the same order, each once."""
+    """4 -> 2 -> 1: the same documents in the same order, each once, and the same learning."""
     wanted = run(1, tmp_path / "one", changes={"train.steps": 6})
     folder = tmp_path / "fewer"
     found = {}
@@ -200,13 +206,21 @@ def test_a_run_goes_on_with_fewer_processes(tmp_path):
     read = [tuple(row) for name in documents for row in found[name].tolist()]
     assert len(set(read)) == len(read) == 48
     assert summary(folder)["data"] == summary(tmp_path / "one")["data"]
+    # Of other parameters or moments these would be others.
+    assert_same_tokens(found, wanted)
+    metrics = summary(folder)["metrics"]
+    for name, value in summary(tmp_path / "one")["metrics"].items():
+        if not name.startswith("seconds_"):
+            assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path, victim):
+    """The same command on the same port, where the coordination service is still to be found."""
     changes = {"train.steps": 4, "logging.checkpoint_every_steps": 1}
-    started = begin(4, tmp_path, {"changes": changes, "kill": [victim, 2]})
+    port = free_port()
+    started = begin(4, tmp_path, {"changes": changes, "kill": [victim, 2]}, port=port)
     started[victim].wait()
     died = time.monotonic()
     assert started[victim].returncode == -signal.SIGKILL
@@ -218,8 +232,20 @@ def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path, victim):
         assert time.monotonic() - died < 60
         (line,) = [line for line in errors.splitlines() if line.startswith("error:")]
         assert f"process {victim} of 4 is gone" in line
-    run(4, tmp_path, changes=changes)
+    run(4, tmp_path, changes=changes, port=port)
     assert (summary(tmp_path)["finished"], summary(tmp_path)["step"]) == (True, 4)
+
+
+def test_an_error_on_one_host_is_told_to_the_others(tmp_path):
+    started = begin(2, tmp_path, {"fail": 1})
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], errors
+    told, own = (
+        [line for line in text.splitlines() if line.startswith("error:")] for text in errors
+    )
+    assert own == ["error: no such shard"]
+    (line,) = told
+    assert "process 1 of 2 is gone (no such shard); this one (0) ends too" in line
 
 
 # ---- mistakes ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import html.parser
 import json
 import re
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 
 from data import commands
-from rpt import report, report_charts, report_data, report_html, report_reader, report_svg
+from rpt import (
+    experiment_tables,
+    report,
+    report_charts,
+    report_data,
+    report_html,
+    report_reader,
+    report_svg,
+)
 from tests.rpt import report_fixture
 
 
@@ -87,11 +96,67 @@ def test_an_interval_is_drawn_where_it_lies(experiment):
 def test_all_arms_and_sections_are_there(experiment):
     page = made(experiment)
     sections = re.findall(r'<section class="part" id="(\w+)">', page)
-    assert sections == ["claims", "arms", "training", "thoughts", "compute", "alarms", "origin"]
+    first, last = ["claims", "arms", "tables"], ["compute", "alarms", "origin"]
+    assert sections == [*first, "training", "thoughts", *last]
     assert [link["href"] for link in Page(page).having("a")] == [f"#{name}" for name in sections]
     for text in ("base", "RPT + trunk NTP", "Mixed SFT", "48.0%", "12 min 34 s", "no gradient"):
         assert text in page
     assert "reference" not in Page(page).text.replace("frozen reference", "").lower()
+
+
+def test_the_tables_of_the_report_stand_on_the_page(tmp_path):
+    report_fixture.seeds(tmp_path / "mini", 2)
+    page = made(tmp_path / "mini")
+    tables = experiment_tables.tables(report_fixture.results((0, 1)))
+    assert [t.title.partition(":")[0] for t in tables][:3] == [
+        "Next-token accuracy",
+        "RLVR, asked tokens",
+        "Gated thinking on all tokens",
+    ]
+    assert len({table.title for table in tables}) == len(tables) > 8
+    for table in tables:
+        rows = re.findall(r"<tr>(.*?)</tr>", table_of(page, table.title))[1:]
+        assert len(rows) == len(table.rows)
+        for row, html_row in zip(table.rows, rows):
+            seen = re.sub(r"</t[hd]>", "|", html_row.replace("<small>", " "))
+            cells = [f"{text} {each}".strip() for text, each in row]
+            assert html.unescape(re.sub("<[^>]*>", "", seen)) == "|".join([*cells, ""])
+    assert "0.540 [0.528, 0.552]<small>0.54, 0.54</small>" in table_of(page, tables[0].title)
+    # Without several experiments there is no name before a title.
+    assert "<h3>Next-token accuracy: test, stories</h3>" in page
+
+
+def table_of(page: str, label: str) -> str:
+    name = re.escape(html.escape(label))
+    (found,) = re.findall(f'aria-label="{name}">(.*?)</table>', page)
+    return found
+
+
+def test_what_columns_mean_is_said_in_the_open_and_every_table_and_row_has_its_name(tmp_path):
+    report_fixture.seeds(tmp_path / "mini", 2)
+    text = made(tmp_path / "mini")
+    page = Page(text)
+    assert "hard, sampled: the answer after it sampled" in page.text
+    assert not [th for th in page.having("th") if "title" in th]
+    regions = [tag["aria-label"] for tag in page.having("div") if tag.get("role") == "region"]
+    assert len(regions) > 12
+    assert "table" not in regions
+    assert len(set(regions)) == len(regions)
+    (pairs,) = re.findall(r'<div class="pairs">(.*?)</p></div>', text)
+    names = re.findall(r'<span class="arm">(.*?)</span>(?:</span>)?<span class="seed">', pairs)
+    shown = ["base", "RPT + trunk NTP", "continued NTP", "mixed_sft"]
+    hidden = '<span class="unseen">'
+    assert [name.removeprefix(hidden) for name in names] == [n for n in shown for _ in range(2)]
+    assert [name.startswith(hidden) for name in names] == [False, True] * 4
+
+
+def test_a_chart_says_in_words_what_it_shows():
+    line = report_charts.Line("RPT & NTP", 1, np.array([1.0, 2.0]), np.array([0.25, np.nan]))
+    marks = report_charts.Line("", 1, line.x, line.y, marks=True)
+    chart = report_charts.Chart("Accuracy", "c", "step", "share", [line, marks], kind="share")
+    words = "Accuracy: share over step; RPT & NTP ends at 25%"
+    assert report_svg.summary(chart) == words
+    assert f'aria-label="{html.escape(words)}"' in report_svg.render(chart)
 
 
 def test_seeds_stand_beside_each_other_and_their_mean_below(tmp_path):
@@ -338,7 +403,7 @@ def test_page_and_plots_are_written_with_scaling_curves(tmp_path):
     assert 'id="scaling"' in text
     assert text.count('class="band') == 4  # with a thought and without; with stage 0 and without
     for form in ("power", "log-linear", "sigmoid"):
-        assert f"<td>{form}</td>" in text
+        assert text.count(f"<td>{form}</td>") == 4
     assert "2 seeds: intervals over so few are too narrow" in Page(text).text
     plots = sorted(p.name for p in (root / "plots").iterdir())
     assert plots == ["depths.png", "gates.png", "scaling.png", "training.png"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpt import goodput, loading, optimizers, pretrain, profiling, update, watch
+from rpt import goodput, hosts, loading, optimizers, pretrain, profiling, update, watch
 from tests.rpt import test_pretrain, tiny_experiment
 
 HEALTHY = {
@@ -56,8 +56,15 @@ def test_skipped_updates_in_a_row_end_the_run_and_its_state_is_saved(tmp_path, m
     monkeypatch.setattr(update, "ntp_gradients", bad)
     run = tmp_path / "run"
     settings = test_pretrain.experiment(**{"watch.most_skipped_in_a_row": 3})
+    met = []
+
+    class Team(hosts.Hosts):
+        def barrier(self):
+            met.append((run / "checkpoints" / "8").is_dir())
+
     with pytest.raises(watch.TooManySkipped, match=r"in the last 3 steps, .* stopped at step 8"):
-        pretrain.pretrain(settings, run)
+        pretrain.pretrain(settings, run, team=Team())
+    assert met[-1], "the hosts parted before the first had named the checkpoint"
     saved = jax.tree.leaves(loading.load_run(run).params)
     for x, y in zip(saved, jax.tree.leaves(calls[5]), strict=True):
         np.testing.assert_array_equal(x, y)
