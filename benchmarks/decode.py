@@ -80,8 +80,9 @@ def main(argv: list[str]) -> None:
 
         def think(cut_BC=cut_BC, workload=workload, decode_steps=decode_steps):
             result = rollout.rollout(
-                model, workloads.settings(workload, 1), params, tables, kv, cut_BC,
-                np.ones_like(cut_BC, bool), seed=0, step=0, document_ids_B=np.array([0]),
+                model, workloads.settings(workload, 1), rollout.make_sampler(model, params, kv),
+                tables, cut_BC, np.ones_like(cut_BC, bool), seed=0, step=0,
+                document_ids_B=np.array([0]),
             )  # fmt: skip
             decode_steps[:] = result.decode_steps
             return result.tokens_BRT

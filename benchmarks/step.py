@@ -104,8 +104,9 @@ class Bench:
     def think(self, prefilled: Prefilled) -> rollout.Rollout:
         kv, cut_BC, group = prefilled
         settings = workloads.settings(self.workload, group)
+        sampler = rollout.make_sampler(self.model, self.params, kv)
         result = rollout.rollout(
-            self.model, settings, self.params, self.tables, kv, cut_BC, np.ones_like(cut_BC, bool),
+            self.model, settings, sampler, self.tables, cut_BC, np.ones_like(cut_BC, bool),
             seed=0, step=0, document_ids_B=np.arange(len(cut_BC)),
         )  # fmt: skip
         S = kv.keys.shape[2]

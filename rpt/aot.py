@@ -8,20 +8,26 @@ rate and perfectly overlapped, so a prediction is a lower bound.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from rpt import chips, hlo_costs, programs, rollout, sharding
+from rpt import branch_cache, chips, hlo, hlo_costs, programs, rollout, sharding
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
 
-UPDATE = ("trunk_forward", "accumulate", "trunk_backward")
+# The programs of an update, and whether each runs the forward pass, the backward pass or both.
+UPDATE = {
+    "trunk_forward": ("forward",),
+    "accumulate": ("forward", "backward"),
+    "trunk_backward": ("backward",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +69,15 @@ class Program:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A step on a slice. `refused` says what the compiler said when a program did not fit; the
-    programs after it are missing then. `tokens` are those of all branches, as they are decoded."""
+    programs after it are missing then. `tokens` are those of all branches, as they are decoded;
+    `fsdp_bounds` what one run of a program must receive, see there."""
 
     topology: str
     mesh: dict[str, int]
     chip: chips.Chip
     programs: tuple[Program, ...]
     tokens: int
-    fsdp_bound: float
+    fsdp_bounds: dict[str, float]
     refused: str = ""
 
     @property
@@ -90,15 +97,19 @@ class Report:
         return self.tokens / self.step_seconds
 
     @property
-    def fsdp_counted(self) -> float:
-        """Bytes that a chip receives in an update along replica and fsdp."""
-        return sum(
-            each.runs * c.total_bytes
-            for each in self.programs
-            if each.name in UPDATE
-            for c in each.costs.collectives
-            if set(c.axes) & set(sharding.BATCH_AXES)
-        )
+    def fsdp_exchanges(self) -> dict[str, tuple[float, float]]:
+        """By program of the update, of all its runs: bytes that a chip receives along replica and
+        fsdp, and those that it must."""
+        found = {}
+        for each in self.programs:
+            if each.name in self.fsdp_bounds:
+                counted = sum(
+                    c.total_bytes
+                    for c in each.costs.collectives
+                    if set(c.axes) & set(sharding.BATCH_AXES)
+                )
+                found[each.name] = (each.runs * counted, each.runs * self.fsdp_bounds[each.name])
+        return found
 
 
 def model_of(config: config_lib.Config, shape: model_config.ModelConfig | None):
@@ -146,7 +157,7 @@ def compile_report(
             f"devices; make it a multiple of {rows} or change config.mesh"
         )
     tables = programs.table_shapes(model.vocab_size, tail, close)
-    counter = _Counter(config, chips.chip_of(topology), mesh, tables)
+    counter = _Counter(config, model, chips.chip_of(topology), mesh, tables)
     refused = ""
 
     def count(name: str, compiled: jax.stages.Compiled, seconds: float) -> None:
@@ -166,31 +177,39 @@ def compile_report(
         chip=counter.chip,
         programs=tuple(counter.found.values()),
         tokens=config.train.batch_size * counter.branches * (T - tail),
-        fsdp_bound=fsdp_bound(model, mesh, passes=1 + counter.micro_batches),
+        fsdp_bounds=fsdp_bounds(model, mesh),
         refused=refused,
     )
 
 
-def fsdp_bound(model: model_config.ModelConfig, mesh: Mesh, passes: int) -> float:
-    """Bytes that a chip must receive in an update whose parameters are split over fsdp.
+def fsdp_bounds(model: model_config.ModelConfig, mesh: Mesh | AbstractMesh) -> dict[str, float]:
+    """Bytes that a chip must receive in one run of each program of an update whose parameters are
+    split over fsdp, in the model's dtype.
 
-    Each pass (the trunk, and each micro-batch of branches) gathers every weight for the forward,
-    again for the rematerialised backward, and reduces every gradient to its shard; with replicas
-    it also sums the shards over them. All in the model's dtype.
+    A forward pass gathers the matrices of the layers and the head. A backward pass gathers those of
+    the layers again unless remat is 'none', which keeps them; the head is kept in any case. It
+    reduces every gradient to its shard, and with replicas sums the shards over them. Of an
+    embedding that is not the head only rows are looked up and written: activations.
     """
     shapes = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
     axes = transformer.logical_axes(model)
     placed = sharding.parameter_shardings(mesh, axes, shapes)
-    size, total = np.dtype(jax.numpy.dtype(model.dtype)).itemsize, 0.0
+    size = np.dtype(jax.numpy.dtype(model.dtype)).itemsize
     n, replicas = mesh.shape["fsdp"], mesh.shape["replica"]
-    for shape, where in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True):
+    needs = dict.fromkeys(UPDATE, 0.0)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for (path, shape), where in zip(leaves, jax.tree.leaves(placed), strict=True):
         local = size * math.prod(where.shard_shape(shape.shape))
-        split = "fsdp" in _names(where.spec)
-        if split:
-            total += 3 * local * (n - 1)
+        split, name = "fsdp" in _names(where.spec), path[0].key
+        looked_up = name == "embedding" and not model.tied_head
+        moved = local * (n - 1) if split and not looked_up else 0.0
         rest = replicas if split else replicas * n
-        total += local * 2 * (rest - 1) / rest
-    return passes * total
+        summed = moved + local * 2 * (rest - 1) / rest
+        again = name == "layers" and model.remat != "none"
+        for program, passes in UPDATE.items():
+            needs[program] += moved * ("forward" in passes)
+            needs[program] += (again * moved + summed) * ("backward" in passes)
+    return needs
 
 
 def links(mesh: Mesh, chip: chips.Chip, axes: tuple[str, ...]) -> int:
@@ -210,18 +229,23 @@ def links(mesh: Mesh, chip: chips.Chip, axes: tuple[str, ...]) -> int:
 def logits_moved(
     costs: hlo_costs.Costs, model: model_config.ModelConfig, mesh: Mapping[str, int]
 ) -> list[hlo_costs.Collective]:
-    """Collectives of arrays with the vocabulary (or a shard of it) as an axis that are no matrix of
-    the head: none is expected."""
-    vocab = {model.vocab_size, model.vocab_size // mesh["tensor"]}
-    widths = {model.width // n for n in (1, mesh["fsdp"], mesh["tensor"])}
-    return [
-        each
-        for each in costs.collectives
-        if any(
-            vocab & set(a.shape) and not widths & set(a.shape) and a.dtype in ("f32", "bf16")
-            for a in each.arrays
-        )
-    ]
+    """Collectives of arrays with the vocabulary, or a shard of it over any axes of the mesh, as an
+    axis, but for the head and its shards, told by their width and their size: none is expected."""
+    V, D = model.vocab_size, model.width
+    sizes = (mesh["replica"], mesh["fsdp"], mesh["tensor"])
+    shards = {math.prod(chosen) for r in range(4) for chosen in itertools.combinations(sizes, r)}
+    # A shard of the vocabulary that is as long as another axis cannot be told from it.
+    others = {
+        x // n for x in (D, model.ff_width, model.num_heads * model.head_width) for n in shards
+    }
+    vocab = {V, V // mesh["tensor"]} | {V // n for n in shards if V % n == 0} - others
+    head, widths = {V * D // n for n in shards}, {D // n for n in shards}
+
+    def logits(array: hlo.Array) -> bool:
+        is_head = math.prod(array.shape) in head and widths & set(array.shape)
+        return bool(vocab & set(array.shape)) and not is_head and array.dtype in ("f32", "bf16")
+
+    return [each for each in costs.collectives if any(map(logits, each.arrays))]
 
 
 def weights_moved(
@@ -262,13 +286,15 @@ def _names(spec: PartitionSpec) -> set[str]:
 class _Counter:
     """Programs as they are compiled, with what lives beside each."""
 
-    def __init__(self, config, chip: chips.Chip, mesh: Mesh, tables: rollout.Tables):
-        self.chip, self.mesh = chip, mesh
+    def __init__(self, config, model, chip: chips.Chip, mesh: Mesh, tables: rollout.Tables):
+        self.chip, self.mesh, self.layers = chip, mesh, model.num_layers
         self.branches = config.positions.cuts_per_document * config.rollout.group_size
         trained = config.reward.groups_per_document * config.rollout.group_size or self.branches
         self.micro_batches = -(-trained // config.train.micro_branches)
-        T = rollout.total_positions(config.rollout, tables)
-        self.decode_steps = T - tables.tail_ids.shape[0]
+        T, tail = rollout.total_positions(config.rollout, tables), tables.tail_ids.shape[0]
+        self.decode_steps = T - tail
+        growths = len(branch_cache.ladder(config.rollout.chunk_tokens + tail, T)) - 1
+        self._runs = {"accumulate": self.micro_batches, "grow": growths * self.layers}
         self.found: dict[str, Program] = {}
         self._kept: dict[str, tuple[float, float]] = {}
 
@@ -279,7 +305,7 @@ class _Counter:
         self._kept[name] = (memory.argument_size_in_bytes, memory.output_size_in_bytes)
         program = Program(
             name=name,
-            runs=self.micro_batches if name == "accumulate" else 1,
+            runs=self._runs.get(name, 1),
             arguments=memory.argument_size_in_bytes,
             results=results,
             temporaries=memory.temp_size_in_bytes,
@@ -315,13 +341,18 @@ class _Counter:
         state = max(results - params, 0.0)
         kv = self._kept["prepare_trunk"][0]
         backward = max(self._kept["trunk_forward"][1] - kv, 0.0)
+        # Between chunks: as they began, and as they are.
+        branches = self.found["decode"].results
+        # The last of the layers grows beside the others, of which each has its new size.
+        grown = (self.layers - 1) * self._kept.get("grow", (0.0, 0.0))[1]
         held = {
             "score": state,
             "sampling_copy": state + kv,
             "prepare_trunk": state + params + copied,
             "start": state + params + copied + 2 * kv,
             "prefill": state + params + kv,
-            "decode": state + params + kv,
+            "grow": state + params + copied + 2 * kv + 2 * branches + grown,
+            "decode": state + params + kv + branches,
             "trunk_forward": state,
             "accumulate": state + backward,
             "trunk_backward": state + params,

@@ -91,10 +91,11 @@ def _search(config: config_lib.Config, model: model_config.ModelConfig) -> aot.R
         try:
             report = _compile(tried, dataclasses.replace(model, remat=candidate.remat))
         except ValueError as error:
-            return compile_search.Outcome(False, 0.0, str(error))
+            return compile_search.Outcome(False, 0.0, f"not compiled: {error}")
         reports[candidate] = report
-        rate = report.tokens_per_second if report.fits else 0.0
-        return compile_search.Outcome(report.fits, rate, report.refused)
+        if not report.fits:
+            return compile_search.Outcome(False, 0.0, compile_tables.verdict(report))
+        return compile_search.Outcome(True, report.tokens_per_second)
 
     devices = len(topologies.devices(_TOPOLOGY.value))
     start = compile_search.start(config, model, devices)
@@ -104,10 +105,7 @@ def _search(config: config_lib.Config, model: model_config.ModelConfig) -> aot.R
     print(compile_tables.of_search(trials), flush=True)
     best = compile_search.best(trials)
     if best is None:
-        raise ValueError(
-            f"nothing that was tried fits {_TOPOLOGY.value}; take a larger slice, shorter thoughts "
-            "or more --search_steps"
-        )
+        raise ValueError(compile_search.why_none(trials, _TOPOLOGY.value))
     print(compile_tables.of_proposal(best), flush=True)
     return reports[best.candidate]
 

@@ -22,7 +22,8 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`rate` in predicted tokens a second; `reason` why it cannot be compiled or does not fit."""
+    """`rate` in predicted tokens a second; `reason` says where it does not fit, or why it could not
+    be compiled."""
 
     fits: bool
     rate: float
@@ -71,6 +72,15 @@ def search(
 def best(trials: list[Trial]) -> Trial | None:
     fitting = [trial for trial in trials if trial.outcome.fits]
     return max(fitting, key=lambda trial: trial.outcome.rate) if fitting else None
+
+
+def why_none(trials: list[Trial], topology: str) -> str:
+    """What to do where nothing fits: the reason of the config's own settings says which."""
+    return (
+        f"nothing of {len(trials)} settings that were tried runs on {topology}; the config's own: "
+        f"{trials[0].outcome.reason}. Where it does not fit, take a larger slice, shorter thoughts "
+        "or more --search_steps"
+    )
 
 
 def _meshes(centre: Candidate, limits: Limits) -> Iterator[Candidate]:

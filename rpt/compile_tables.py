@@ -1,6 +1,7 @@
 """Reports of compiled steps as Markdown tables and as JSON."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ def of_report(report: aot.Report, model: model_config.ModelConfig) -> str:
     parts = [_title(report)]
     if report.programs:
         parts += [_memory(report), _time(report), _collectives(report), _checks(report, model)]
-    return "\n\n".join([*parts, _verdict(report)])
+    return "\n\n".join([*parts, verdict(report)])
 
 
 def as_json(report: aot.Report) -> dict[str, Any]:
@@ -25,8 +26,10 @@ def as_json(report: aot.Report) -> dict[str, Any]:
         "fits": report.fits,
         "refused": report.refused,
         "predicted_step_seconds": report.step_seconds,
-        "fsdp_bound_bytes": report.fsdp_bound,
-        "fsdp_counted_bytes": report.fsdp_counted,
+        "fsdp_bytes": {
+            name: {"counted": counted, "needed": needed}
+            for name, (counted, needed) in report.fsdp_exchanges.items()
+        },
         "programs": [program_as_json(each) for each in report.programs],
     }
 
@@ -53,7 +56,7 @@ def of_search(trials: Sequence[compile_search.Trial]) -> str:
                 candidate.remat,
                 str(candidate.micro_branches),
                 str(candidate.batch_size),
-                _number(outcome.rate) if outcome.fits else "does not fit",
+                _number(outcome.rate) if outcome.fits else _cell(outcome.reason),
             ]
         )
     head = ["mesh", "remat", "micro-branches", "batch", "predicted tokens/s"]
@@ -151,16 +154,36 @@ def _checks(report: aot.Report, model: model_config.ModelConfig) -> str:
     undeclared = sorted({name for each in report.programs for name in each.costs.undeclared})
     if undeclared:
         lines.append(f"kernels that declare no FLOPs, which are missing: {', '.join(undeclared)}")
-    if {each.name for each in report.programs} >= set(aot.UPDATE) and report.fsdp_bound:
-        ratio = report.fsdp_counted / report.fsdp_bound
+    loops = [
+        f"{name} ({each.name})" for each in report.programs for name in each.costs.unknown_loops
+    ]
+    if loops:
         lines.append(
-            f"an update receives along replica and fsdp {_number(report.fsdp_counted / GB)} GB; "
-            f"FSDP needs {_number(report.fsdp_bound / GB)} GB; ratio {ratio:.2f}"
+            "loops that run as often as the data says, counted once, so that more is executed than "
+            f"stands here: {', '.join(loops)}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_fsdp(report)])
 
 
-def _verdict(report: aot.Report) -> str:
+def _fsdp(report: aot.Report) -> list[str]:
+    exchanges = report.fsdp_exchanges
+    if not exchanges.keys() >= set(aot.UPDATE) or not any(need for _, need in exchanges.values()):
+        return []
+    counted, needed = (sum(column) for column in zip(*exchanges.values(), strict=True))
+    return [
+        f"an update receives along replica and fsdp {_number(counted / GB)} GB; "
+        f"FSDP needs {_number(needed / GB)} GB; ratio {counted / needed:.2f}",
+        "of it: "
+        + "; ".join(
+            f"{name} {_number(got / GB)} GB, needed {_number(need / GB)}"
+            + (f", ratio {got / need:.2f}" if need else "")
+            for name, (got, need) in exchanges.items()
+        ),
+    ]
+
+
+def verdict(report: aot.Report) -> str:
+    """Whether it fits, and what says so."""
     if report.refused:
         return f"does not fit: {report.refused}"
     largest = report.largest
@@ -173,6 +196,10 @@ def _verdict(report: aot.Report) -> str:
         f"predicted: {_number(report.step_seconds)} s a step at least, "
         f"{_number(report.tokens_per_second)} thought tokens/s at most"
     )
+
+
+def _cell(text: str) -> str:
+    return textwrap.shorten(text, 160, placeholder=" ...").replace("|", "/")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -209,9 +209,8 @@ def think(
         sampled = rollout.rollout(
             loaded.model,
             settings,
-            loaded.params,
+            rollout.make_sampler(loaded.model, loaded.params, kv),
             tables,
-            kv,
             asked.cut_BC,
             asked.place_BC >= 0,
             seed=seed,

@@ -105,10 +105,11 @@ def collect(
     """
     reward = task.config.reward
     dynamic = 0 <= reward.dynamic_from_step <= step
+    sampler = rollout.make_sampler(task.model, params, kv_LBSKH)
     parts, extra = [], 0
     for round_ in range(reward.max_rounds if dynamic else 1):
         taken = [p[:2] for p in parts]
-        part, spent = _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken)
+        part, spent = _one_round(task, params, batch, sampler, entropy_BS, step, round_, taken)
         parts.append(part)
         extra += spent
         found = sum(len(advantages.select_groups(p[-2], p[1])) for p in parts)
@@ -144,7 +145,7 @@ def collect(
     ), extra
 
 
-def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
+def _one_round(task, params, batch, sampler, entropy_BS, step, round_, taken):
     """New cuts, none of those `taken` by earlier rounds, with their rollouts and rewards.
 
     Returns (cut_BC, valid_BC, rollout, predictions, targets, reward_BCG, right_BCG), extra FLOPs.
@@ -177,7 +178,7 @@ def _one_round(task, params, batch, kv_LBSKH, entropy_BS, step, round_, taken):
         round_index=round_,
     )
     result = rollout.rollout(
-        task.model, config.rollout, params, task.tables, kv_LBSKH, cut_BC, valid_BC,
+        task.model, config.rollout, sampler, task.tables, cut_BC, valid_BC,
         seed=config.seed, step=step, document_ids_B=batch.document_ids_B, round_=round_,
     )  # fmt: skip
     read = predictions.read(

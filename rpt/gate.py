@@ -92,8 +92,9 @@ class Gate:
     def _of_part(self, params: Any, part: "_Part") -> tuple[float, int]:
         model = self._model
         _, kv = scoring.score_trunk(model, params, *sharding.put_rows(part[:3]))
+        sampler = rollout.make_sampler(model, params, kv)
         result = rollout.rollout(
-            model, self._config, params, self._tables, kv, part.cut_BC, part.valid_BC,
+            model, self._config, sampler, self._tables, part.cut_BC, part.valid_BC,
             seed=0, step=0, document_ids_B=part.document_ids_B,
         )  # fmt: skip
         start_BR1 = np.maximum(result.answer_start_BR, 0)[..., None]

@@ -119,9 +119,8 @@ def think_at(
     sampled = rollout.rollout(
         loaded.model,
         settings,
-        loaded.params,
+        rollout.make_sampler(loaded.model, loaded.params, kv),
         rollout.make_tables(loaded.tokenizer, subject.template, loaded.model.vocab_size),
-        kv,
         cut_BC,
         np.ones_like(cut_BC, bool),
         seed=seed,

@@ -2,8 +2,9 @@
 
     costs = hlo_costs.count(compiled.as_text(), {"fsdp": 4, "tensor": 2}, unknown_trips=64)
 
-XLA's own totals count the body of a loop once. Here a body counts as often as its condition says;
-where that depends on data (decoding ends when every branch has), `unknown_trips` says it.
+XLA's own totals count the body of a loop once. Here a body counts as often as its condition says.
+Where that depends on data (decoding ends when every branch has), `unknown_trips` says it for loops
+that lie in no other such loop; the others count once and are named in `unknown_loops`.
 
 - FLOPs are those of matrix products (dot and convolution) and what Pallas kernels declare.
 - Bytes of HBM are what instructions read and write there, without the padding of tiles; of an array
@@ -67,12 +68,13 @@ class Collective:
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """Of one run of a program on one chip. `undeclared` are Pallas kernels that say no costs, whose
-    FLOPs are missing."""
+    FLOPs are missing; `unknown_loops` run nobody knows how often and are counted once."""
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
     undeclared: tuple[str, ...] = ()
+    unknown_loops: tuple[str, ...] = ()
 
     def __add__(self, other: "Costs") -> "Costs":
         return Costs(
@@ -80,11 +82,14 @@ class Costs:
             self.hbm_bytes + other.hbm_bytes,
             self.collectives + other.collectives,
             tuple(sorted({*self.undeclared, *other.undeclared})),
+            tuple(sorted({*self.unknown_loops, *other.unknown_loops})),
         )
 
     def times(self, n: float) -> "Costs":
         repeated = tuple(dataclasses.replace(c, times=c.times * n) for c in self.collectives)
-        return Costs(self.flops * n, self.hbm_bytes * n, repeated, self.undeclared)
+        return dataclasses.replace(
+            self, flops=self.flops * n, hbm_bytes=self.hbm_bytes * n, collectives=repeated
+        )
 
     def by_kind_and_axis(self) -> dict[tuple[str, str], float]:
         """Bytes received, under (kind, 'fsdp' or 'fsdp+tensor')."""
@@ -95,13 +100,14 @@ class Costs:
         return dict(sorted(found.items()))
 
 
-def count(text: str, mesh: Mapping[str, int], *, unknown_trips: float = 1) -> Costs:
+def count(text: str, mesh: Mapping[str, int], *, unknown_trips: float | None = None) -> Costs:
     """Counts one program.
 
     Args:
       text: of `jax.stages.Compiled.as_text()`.
       mesh: devices per axis, in the order in which the program's devices are numbered.
-      unknown_trips: how often a loop runs whose condition is not a comparison with a constant.
+      unknown_trips: how often a loop runs whose condition is not a comparison with a constant, if
+        it lies in no other such loop; None where no such loop is expected.
 
     Raises:
       ValueError: groups of devices, or a text, that are not understood.
@@ -117,16 +123,14 @@ def trip_count(module: hlo.Module, loop: hlo.Instruction) -> int | None:
         return int(known[1])
     condition = module.computations[loop.called["condition"]]
     # A loop from 0 by steps of 1, as scan and fori_loop make them.
-    root = condition.instructions[condition.root]
-    while root.opcode == "fusion":
-        inner = module.computations[root.called["calls"]]
+    root, where, outer = condition.instructions[condition.root], condition, []
+    if root.opcode == "fusion":
+        where = module.computations[root.called["calls"]]
         outer = [condition.instructions[name] for name in root.operands]
-        root = inner.instructions[inner.root]
-        limits = [_constant(inner, name, outer) for name in root.operands]
-        return limits[-1] if root.opcode == "compare" else None
+        root = where.instructions[where.root]
     if root.opcode != "compare" or root.attribute("direction") != "LT":
         return None
-    return _constant(condition, root.operands[1], [])
+    return _constant(where, root.operands[1], outer)
 
 
 def _constant(computation: hlo.Computation, name: str, outer: list[hlo.Instruction]) -> int | None:
@@ -140,7 +144,7 @@ def _constant(computation: hlo.Computation, name: str, outer: list[hlo.Instructi
 class _Counter:
     """Counts each computation once and multiplies."""
 
-    def __init__(self, module: hlo.Module, mesh: dict[str, int], unknown_trips: float):
+    def __init__(self, module: hlo.Module, mesh: dict[str, int], unknown_trips: float | None):
         self.module = module
         self.mesh = mesh
         self.unknown_trips = unknown_trips
@@ -161,9 +165,7 @@ class _Counter:
         op, called = instruction.opcode, instruction.called
         kind = op.removesuffix("-start")
         if op == "while":
-            trips = trip_count(self.module, instruction)
-            body = self._called(called["body"]) + self._called(called["condition"])
-            return body.times(self.unknown_trips if trips is None else trips)
+            return self._loop(instruction)
         if op == "conditional":
             branches = [self._called(name) for name in called.values()]
             return max(branches, key=lambda costs: (costs.flops, costs.hbm_bytes))
@@ -178,6 +180,17 @@ class _Counter:
         if kind in COLLECTIVES:
             found += Costs(collectives=(self._collective(where, instruction, kind),))
         return found + Costs(flops=hlo_products.flops(where, instruction))
+
+    def _loop(self, loop: hlo.Instruction) -> Costs:
+        trips, inside, unknown = trip_count(self.module, loop), self, ()
+        if trips is None:
+            # What is said is said of this loop and of none inside of it.
+            inside = _Counter(self.module, self.mesh, None)
+            trips = self.unknown_trips
+        if trips is None:
+            trips, unknown = 1, (loop.name,)
+        body = inside._called(loop.called["body"]) + inside._called(loop.called["condition"])
+        return body.times(trips) + Costs(unknown_loops=unknown)
 
     def _fused(self, inner: hlo.Computation, channels: set[str]) -> Costs:
         """Products and collectives inside of a fusion; the parts of one collective that is spread
@@ -257,7 +270,12 @@ class _Counter:
         if op in ("dynamic-update-slice", "scatter"):
             update = operands[1 if op[0] == "d" else -1].array
             return update.bytes * (update.in_hbm + arrays[0].in_hbm)
-        results = arrays[1:2] if op.endswith("-start") else arrays
+        # The start of an asynchronous collective names its operands first, then its results; that
+        # of an all-reduce its results alone.
+        results = arrays
+        if op.endswith("-start") and op != "all-reduce-start":
+            n = sum(len(each.arrays) for each in operands)
+            results = arrays[n : 2 * n]
         return _in_hbm(results) + sum(_in_hbm(each.arrays) for each in operands)
 
     def _fusion_bytes(self, where, fusion: hlo.Instruction) -> float:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rpt import branch_cache, formats, optimizers, rollout, scoring, sharding, update
 from rpt import config as config_lib
-from rpt import formats, optimizers, rollout, scoring, sharding, update
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
 
@@ -47,7 +47,8 @@ def compile_step(
 
     Returns:
       compiled programs: score, sampling_copy, prepare_trunk, start, prefill (unless the tail is one
-      token), decode (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
+      token), grow (one layer of the cache, to its largest size, unless it has only one), decode
+      (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         tables, program = _whole(mesh, tables), _Compiler(compiled_one)
@@ -106,6 +107,7 @@ def _compile_rollout(
     R = config.positions.cuts_per_document * config.rollout.group_size
     T = rollout.total_positions(config.rollout, tables)
     tail = tables.tail_ids.shape[0]
+    sizes = branch_cache.ladder(config.rollout.chunk_tokens + tail, T)
     ints = _rows(mesh, jnp.int32)
     params = _parameters(model, mesh)
     _, kv = program("score", scoring.score_trunk, model, params, *[ints((B, S))] * 3)
@@ -114,11 +116,18 @@ def _compile_rollout(
     hi_BR, key_BR2 = _whole(mesh, (ints((B, R)), jax.ShapeDtypeStruct((B, R, 2), jnp.uint32)))
     live_BR = jax.ShapeDtypeStruct((B, R), bool, sharding=hi_BR.sharding)
     branches, cache = program(
-        "start", rollout.start, model, tables, hi_BR, live_BR, key_BR2, None, T, T
+        "start", rollout.start, model, tables, hi_BR, live_BR, key_BR2, None, T, sizes[0]
     )
     if tail > 1:
         ids = jax.ShapeDtypeStruct((tail - 1,), jnp.int32, sharding=tables.tail_ids.sharding)
         cache = program("prefill", rollout.prefill, model, copy, kv, cache, branches, ids)
+    if len(sizes) > 1:
+        # All layers are alike; the one of the size before the last.
+        shapes = jax.eval_shape(
+            functools.partial(branch_cache.grow_layer, size=sizes[-2]), cache[0]
+        )
+        past = jax.tree.map(lambda x, like: _struct(x, like.sharding), shapes, cache[0])
+        cache = (program("grow", branch_cache.grow_layer, past, size=T),) * len(cache)
     t = jax.ShapeDtypeStruct((), jnp.int32, sharding=tables.tail_ids.sharding)
     program(
         "decode", rollout.decode, model, config.rollout, copy, tables, trunk, cache, branches, t,

@@ -27,21 +27,20 @@ import numpy as np
 from data import tokenizers
 from kernels.branch_attention import api as branch_attention
 from kernels.sample import noise
-from rpt import formats, ops, sharding
+from rpt import branch_cache, formats, ops, sharding
 from rpt.model import config as config_lib
 from rpt.model import decoding, transformer
 
 THINK, FORCE, ANSWER, DONE = range(4)
-
-_HALVINGS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """How thoughts are sampled. Token counts are per branch.
 
-    `chunk_tokens` is the first bucket of branch positions; each later bucket doubles. top_k=0 and
-    top_p=1 leave the distribution whole; temperature 0 is greedy.
+    `chunk_tokens` is the first bucket of branch positions; each later bucket doubles, and the last
+    holds the longest branch. top_k=0 and top_p=1 leave the distribution whole; temperature 0 is
+    greedy.
     """
 
     group_size: int
@@ -77,6 +76,14 @@ class Tables(NamedTuple):
     automaton_VS: jax.Array
     straddles_VS: jax.Array
     stop_V: jax.Array
+
+
+class Sampler(NamedTuple):
+    """What all rollouts over the same trunk under the same parameters share, of `make_sampler`."""
+
+    copy: decoding.SamplingCopy
+    kv_LBSKH: transformer.KeyValues
+    trunk: tuple[branch_attention.Trunk, ...]
 
 
 class Branches(NamedTuple):
@@ -181,12 +188,30 @@ def branch_keys(
     return keys.reshape(B, R, 2)
 
 
+def make_sampler(
+    model: config_lib.ModelConfig, params: transformer.Params, kv_LBSKH: transformer.KeyValues
+) -> Sampler:
+    """The sampling copy of the parameters, and the trunk as decoding reads it.
+
+    Under a mesh the copy is gathered from the chips, so it is made once for all rounds of a step.
+
+    Args:
+      model: static model shape.
+      params: as they are trained.
+      kv_LBSKH: the trunk's keys and values under the same parameters.
+    """
+    return Sampler(
+        copy=decoding.sampling_copy(model, params),
+        kv_LBSKH=kv_LBSKH,
+        trunk=decoding.prepare_trunk(model, kv_LBSKH),
+    )
+
+
 def rollout(
     model: config_lib.ModelConfig,
     config: RolloutConfig,
-    params: transformer.Params,
+    sampler: Sampler,
     tables: Tables,
-    kv_LBSKH: transformer.KeyValues,
     cut_BC: np.ndarray,
     valid_BC: np.ndarray,
     *,
@@ -199,15 +224,14 @@ def rollout(
 ) -> Rollout:
     """Samples `group_size` thoughts and answers at every valid cut.
 
-    Each of several processes gives and gets its own rows of the arrays of numpy; `kv_LBSKH` is of
+    Each of several processes gives and gets its own rows of the arrays of numpy; `sampler` is of
     all.
 
     Args:
       model: static model shape.
       config: static sampling settings.
-      params: parameters, of which a sampling copy is made.
+      sampler: of `make_sampler`.
       tables: of `make_tables`.
-      kv_LBSKH: the trunk's keys and values under the same parameters.
       cut_BC: trunk positions; the branches of cut c see positions [0, c) of their row.
       valid_BC: slots without a cut decode nothing.
       seed, step, document_ids_B, round_: identity of the noise, see `branch_keys`.
@@ -221,56 +245,40 @@ def rollout(
     keys = branch_keys(seed, step, round_, document_ids_B, hi_BR, G)
     T = total_positions(config, tables)
     tail = int(tables.tail_ids.shape[0])
-    sizes = _ladder(config.chunk_tokens + tail, T)
+    sizes = branch_cache.ladder(config.chunk_tokens + tail, T)
     of_rows = sharding.put_rows((hi_BR, live_BR))
     target_BR = None if target_BR is None else sharding.put_rows(target_BR)
     branches, cache = start(model, tables, *of_rows, keys, target_BR, T, sizes[0])
     finished = branches
-    copy = decoding.sampling_copy(model, params)
-    trunk = decoding.prepare_trunk(model, kv_LBSKH)
     decode_steps = []
     if tail > 1:
-        cache = prefill(model, copy, kv_LBSKH, cache, branches, tables.tail_ids[:-1])
+        cache = prefill(
+            model, sampler.copy, sampler.kv_LBSKH, cache, branches, tables.tail_ids[:-1]
+        )
         decode_steps.append((tail - 1, hi_BR.shape[1], 0))
     t = tail - 1
     for i, size in enumerate(sizes):
         if i:
-            cache = grow(cache, size)
+            cache = branch_cache.grow(cache, size)
         branches, cache, end, live = decode(
-            model, config, copy, tables, trunk, cache, branches, jnp.int32(t), size,
-            target_BC is not None,
+            model, config, sampler.copy, tables, sampler.trunk, cache, branches, jnp.int32(t),
+            size, target_BC is not None,
         )  # fmt: skip
         live, end = int(live), int(end)
         decode_steps.append((end - t, branches.slot_BR.shape[1], size))
         t = end
         if not live:
             break
-        keep = _bucket(live, hi_BR.shape[1], branch_multiple)
+        keep = branch_cache.width(live, hi_BR.shape[1], branch_multiple)
         if keep < branches.slot_BR.shape[1]:
-            finished, branches, cache = _compact(finished, branches, cache, keep)
+            finished, branches, order_BR = _compact(finished, branches, keep)
+            cache = branch_cache.take(cache, order_BR)
     out = _scatter(finished, branches)
     return Rollout(
         **sharding.own_rows({name: getattr(out, name) for name in Rollout._fields[:9]}),
         tail_length=tail,
         decode_steps=tuple(decode_steps),
     )
-
-
-def _ladder(first: int, last: int) -> list[int]:
-    """Cache sizes: doubling buckets that end exactly at the longest branch."""
-    sizes = []
-    while first < last:
-        sizes.append(first)
-        first *= 2
-    return [*sizes, last]
-
-
-def _bucket(live: int, R: int, multiple: int) -> int:
-    """The smallest of R, R/2, R/4 and R/8, a program each, that holds `live` and is a multiple."""
-    for _ in range(_HALVINGS):
-        if R % (2 * multiple) == 0 and live <= R // 2:
-            R //= 2
-    return R
 
 
 @functools.partial(jax.jit, static_argnames=("model", "T", "size"))
@@ -304,11 +312,6 @@ def start(
         target_log_prob_BRT=float_BRT,
     )
     return ops.split_rows((branches, decoding.empty_cache(model, B, R, size)))
-
-
-@functools.partial(jax.jit, static_argnames=("size",))
-def grow(cache, size) -> decoding.Cache:
-    return tuple(branch_attention.grow(past, size) for past in cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
@@ -460,13 +463,12 @@ def _scatter(finished: Branches, branches: Branches) -> Branches:
 
 
 @functools.partial(jax.jit, static_argnames=("keep",))
-def _compact(finished, branches, cache, keep):
-    """Keeps the first `keep` branches of every document, live ones first."""
+def _compact(finished, branches, keep) -> tuple[Branches, Branches, jax.Array]:
+    """The first `keep` branches of every document, live ones first, and their order [B, keep]."""
     finished = _scatter(finished, branches)
     order_BR = jnp.argsort(branches.phase_BR == DONE, axis=1, stable=True)[:, :keep]
 
     def take(x):
         return jax.vmap(lambda row, order: row[order])(x, order_BR)
 
-    cache = tuple(branch_attention.take(past, order_BR) for past in cache)
-    return finished, jax.tree.map(take, branches), cache
+    return finished, jax.tree.map(take, branches), order_BR

@@ -30,25 +30,29 @@ MODEL = model_config.ModelConfig(
     vocab_size=V, width=D, num_layers=2, num_heads=4, num_kv_heads=2, head_width=64, ff_width=512,
     dtype="bfloat16", remat="full",
 )  # fmt: skip
+TAIL = CLOSE = 4
 SLICES = {
     "v5e:2x4": sharding.MeshConfig(fsdp=4, tensor=2),
     "v5p:2x2x1": sharding.MeshConfig(replica=2, tensor=2),
 }
 
 
-@functools.cache
-def compiled(name: str) -> dict[str, jax.stages.Compiled]:
-    """Every program of a step, for one slice."""
+def config_of(name: str) -> config_lib.Config:
+    """What is compiled for one slice."""
     config = config_lib.from_config_dict(mini.get_config())
     train = dataclasses.replace(config.train, batch_size=8, seq_len=256, micro_branches=16)
     # The second slice samples truncated.
     cut = {"top_k": 50, "top_p": 0.95} if name.startswith("v5p") else {}
     sampler = dataclasses.replace(config.rollout, **cut)
-    config = dataclasses.replace(config, train=train, rollout=sampler)
+    return dataclasses.replace(config, train=train, rollout=sampler)
+
+
+@functools.cache
+def compiled(name: str) -> dict[str, jax.stages.Compiled]:
+    """Every program of a step, for one slice."""
+    tables = programs.table_shapes(V, tail=TAIL, close=CLOSE)
     mesh = topologies.mesh(name, SLICES[name])
-    return programs.compile_step(
-        config, MODEL, programs.table_shapes(V, tail=4, close=4), mesh, branch_length=32
-    )
+    return programs.compile_step(config_of(name), MODEL, tables, mesh, branch_length=32)
 
 
 def summary(name: str) -> dict[str, Any]:

@@ -216,15 +216,16 @@ def test_rollouts_keep_their_noise(tiny_model, tiny_params, batch):
         rollout.rollout, tiny_model, config, seed=1, step=2, document_ids_B=document_ids_B
     )
 
-    def kv(params, trunk):
-        return jax.jit(transformer.trunk, static_argnums=0)(tiny_model, params, *trunk[:3])[1]
+    def sampler(params, trunk):
+        kv = jax.jit(transformer.trunk, static_argnums=0)(tiny_model, params, *trunk[:3])[1]
+        return rollout.make_sampler(tiny_model, params, kv)
 
     valid_BC = np.ones((B, 1), bool)
-    expected = run(tiny_params, tables, kv(tiny_params, trunk), cut_BC, valid_BC)
+    expected = run(sampler(tiny_params, trunk), tables, cut_BC, valid_BC)
     placed = place(mesh, tiny_model, tiny_params)
     rows = sharding.shard_rows(mesh, trunk)
     with jax.set_mesh(mesh):
-        found = run(placed, tables, kv(placed, rows), cut_BC, valid_BC)
+        found = run(sampler(placed, rows), tables, cut_BC, valid_BC)
 
     different = found.tokens_BRT != expected.tokens_BRT
     same_BR = ~different.any(-1)

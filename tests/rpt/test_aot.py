@@ -39,7 +39,7 @@ def program(name: str = "decode", **fields) -> aot.Program:
 def report(*programs: aot.Program, **fields) -> aot.Report:
     values = {
         "topology": "v5e:2x4", "mesh": {"replica": 1, "fsdp": 4, "tensor": 2},
-        "chip": chips.CHIPS["v5e"], "tokens": 100, "fsdp_bound": 0.0,
+        "chip": chips.CHIPS["v5e"], "tokens": 100, "fsdp_bounds": {},
     }  # fmt: skip
     return aot.Report(programs=programs, **(values | fields))
 
@@ -66,7 +66,7 @@ def test_what_the_compiler_refuses_does_not_fit():
 
 MODEL = model_config.ModelConfig(
     vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, ff_width=48,
-    dtype="bfloat16",
+    dtype="bfloat16", remat="full",
 )  # fmt: skip
 
 
@@ -76,14 +76,71 @@ def test_the_bound_of_fsdp_by_hand():
     D, L = 32, 2
     split = 64 * D + L * (D * 4 * 8 * 2 + D * 2 * 8 * 2 + 3 * D * 48)
     norms = (2 * L + 1) * D
-    gathered = split // 2 + norms
-    once = 2 * gathered * 3 / 4
+    once = 2 * (split // 2 + norms) * 3 / 4
+    layers = once - 2 * (64 * D // 2 + D) * 3 / 4
     mesh = AbstractMesh((1, 4, 2), sharding.MESH_AXES)
-    assert aot.fsdp_bound(MODEL, mesh, passes=5) == 5 * 3 * once
+    assert aot.fsdp_bounds(MODEL, mesh) == {
+        "trunk_forward": once,
+        "accumulate": once + layers + once,
+        "trunk_backward": layers + once,
+    }
     # Two replicas of 4 x 1 sum shards over each other.
     mesh = AbstractMesh((2, 4, 1), sharding.MESH_AXES)
     one = 2 * (split + norms)
-    assert aot.fsdp_bound(MODEL, mesh, passes=1) == 3 * one * 3 / 4 + one / 4 * 2 * 1 / 2
+    assert aot.fsdp_bounds(MODEL, mesh)["trunk_forward"] == one * 3 / 4
+    layers = one - 2 * (64 * D + D)
+    summed = one * 3 / 4 + one / 4 * 2 * 1 / 2
+    assert aot.fsdp_bounds(MODEL, mesh)["trunk_backward"] == layers * 3 / 4 + summed
+
+
+def test_what_is_kept_or_looked_up_needs_no_gather():
+    """remat 'none' keeps gathered layers, 'dots' products only; of an embedding that is no head
+    rows travel, as activations."""
+    mesh = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+    bounds = {
+        remat: aot.fsdp_bounds(dataclasses.replace(MODEL, remat=remat), mesh)
+        for remat in ("full", "dots", "none")
+    }
+    assert bounds["dots"] == bounds["full"]
+    kept = bounds["none"]
+    assert kept["trunk_backward"] == kept["trunk_forward"] == bounds["full"]["trunk_forward"]
+    assert kept["accumulate"] == kept["trunk_forward"] + kept["trunk_backward"]
+    untied = dataclasses.replace(MODEL, tied_head=False)
+    assert aot.fsdp_bounds(untied, mesh) == bounds["full"]
+
+
+def test_the_exchange_of_each_program_stands_beside_what_it_needs():
+    """A ratio of all hides that one program exchanges more and another less."""
+
+    def exchanging(name, n, **fields):
+        costs = hlo_costs.Costs(
+            collectives=tuple(
+                hlo_costs.Collective("all-gather", (axis,), n, 1, ()) for axis in ("fsdp", "tensor")
+            )
+        )
+        return program(name, costs=costs, **fields)
+
+    made = report(
+        exchanging("trunk_forward", 1e9),
+        exchanging("accumulate", 3e9, runs=4),
+        exchanging("trunk_backward", 7e9),
+        exchanging("decode", 5e9),
+        fsdp_bounds={"trunk_forward": 2e9, "accumulate": 3e9, "trunk_backward": 4e9},
+    )
+    said = compile_tables.of_report(made, MODEL)
+    assert "20 GB; FSDP needs 18 GB; ratio 1.11" in said
+    assert "trunk_forward 1 GB, needed 2, ratio 0.50" in said
+    assert "accumulate 12 GB, needed 12, ratio 1.00" in said
+    assert "trunk_backward 7 GB, needed 4, ratio 1.75" in said
+
+
+def test_loops_of_unknown_length_are_named():
+    known = compile_tables.of_report(report(program()), MODEL)
+    costs = hlo_costs.Costs(unknown_loops=("while.3",))
+    assert "while.3 (score)" in compile_tables.of_report(
+        report(program("score", costs=costs)), MODEL
+    )
+    assert "counted once" not in known
 
 
 def test_logits_on_their_way_are_seen():
@@ -92,12 +149,20 @@ def test_logits_on_their_way_are_seen():
         costs = hlo_costs.Costs(
             collectives=(hlo_costs.Collective("all-gather", ("tensor",), 1.0, 1, (array,)),)
         )
-        return aot.logits_moved(costs, wide, {"fsdp": 4, "tensor": 2})
+        return aot.logits_moved(costs, wide, {"replica": 1, "fsdp": 4, "tensor": 2})
 
     wide = dataclasses.replace(MODEL, vocab_size=50_000)
     assert moved(128, 25_000)
     assert moved(128, 50_000)
+    # Rows as many as the width or a shard of it, and the vocabulary over fsdp or both.
+    assert moved(4, 32, 25_000)
+    assert moved(16, 8, 50_000)
+    assert moved(128, 12_500)
+    assert moved(128, 6_250)
+    # The head, shards of it, states.
+    assert not moved(50_000, 32)
     assert not moved(25_000, 8)
+    assert not moved(1, 25_000, 32)
     assert not moved(128, 32)
 
 

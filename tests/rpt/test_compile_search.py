@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rpt import compile_search, sharding
+from rpt import compile_search, compile_tables, sharding
 from rpt.model import config as model_config
 
 MODEL = model_config.ModelConfig(
@@ -69,3 +69,17 @@ def test_where_nothing_fits_nothing_is_proposed():
         FIRST, LIMITS, lambda c: compile_search.Outcome(False, 0.0, "too large"), 4
     )
     assert compile_search.best(trials) is None
+    assert "v5e:2x4; the config's own: too large. " in compile_search.why_none(trials, "v5e:2x4")
+
+
+def test_the_table_says_why_a_candidate_is_out():
+    """What was not compiled need not be too large."""
+    reason = "not compiled: groups of devices that this reader does not know: a|b"
+    trials = [
+        compile_search.Trial(FIRST, compile_search.Outcome(False, 0.0, reason)),
+        compile_search.Trial(FIRST, compile_search.Outcome(True, 1234.0)),
+    ]
+    said = compile_tables.of_search(trials)
+    assert "| not compiled: groups of devices that this reader does not know: a/b |" in said
+    assert "does not fit" not in said
+    assert "| 1,234 |" in said

@@ -73,6 +73,48 @@ def test_a_loop_that_depends_on_data_runs_as_often_as_is_said():
     assert hlo_costs.count(text, {}, unknown_trips=7).flops == 7 * 2 * 8 * 16 * 16
 
 
+def test_a_loop_inside_of_one_that_depends_on_data_is_not_said_to_run_as_often():
+    def inner(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 1] < 1, lambda x: x @ w, x)
+
+    def outer(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: inner(x, w) @ w, x)
+
+    counted = hlo_costs.count(text_of(outer, (8, 16), (16, 16)), {}, unknown_trips=7)
+    assert counted.flops == 7 * 2 * 2 * 8 * 16 * 16
+    assert len(counted.unknown_loops) == 1
+    silent = hlo_costs.count(text_of(outer, (8, 16), (16, 16)), {})
+    assert silent.flops == 2 * 2 * 8 * 16 * 16
+    assert len(silent.unknown_loops) == 2
+
+
+@pytest.mark.parametrize(
+    ("direction", "order", "trips"),
+    [("LT", "%i, %n", 5), ("GT", "%i, %n", None), ("LT", "%n, %i", None)],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_condition_tells_its_trips_where_it_counts_up_to_a_constant(
+    fused, direction, order, trips
+):
+    compare = f"ROOT %c = pred[] compare({order}), direction={direction}"
+    state = "%s = (s32[], f32[8,4]) parameter(0)\n  %i = s32[] get-tuple-element(%s), index=0\n"
+    limit = "  %n = s32[] constant(5)\n"
+    if fused:
+        more = (
+            f"%less (i: s32[], n: s32[]) -> pred[] {{\n  %i = s32[] parameter(0)\n"
+            f"  %n = s32[] parameter(1)\n  {compare}\n}}\n"
+        )
+        compare = "ROOT %f = pred[] fusion(%i, %n), kind=kLoop, calls=%less"
+    more = (more if fused else "") + (
+        f"%condition (s: (s32[], f32[8,4])) -> pred[] {{\n  {state}{limit}  {compare}\n}}\n"
+        "%body (b: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {\n"
+        "  ROOT %b = (s32[], f32[8,4]) parameter(0)\n}\n"
+    )
+    line = "ROOT %loop = (s32[], f32[8,4]) while(%p), condition=%condition, body=%body"
+    found = hlo.parse(module("%p = (s32[], f32[8,4]) parameter(0)", line, more=more))
+    assert hlo_costs.trip_count(found, found.entry.instructions["loop"]) == trips
+
+
 def test_a_window_counts_where_it_meets_the_input():
     """As the TPU compiler writes a product per entry of a shared axis: all but one place of the
     window is padding."""
@@ -167,6 +209,22 @@ ROWS = "%p = f32[8,4]{1,0} parameter(0)"
 def test_what_a_chip_receives(line, kind, axes, received):
     costs = hlo_costs.count(module(ROWS, f"ROOT %c = f32[8,4]{{1,0}} {line}"), MESH)
     assert costs.by_kind_and_axis() == {(kind, axes): received}
+
+
+@pytest.mark.parametrize(
+    ("start", "moved"),
+    [
+        # The operand is read, the result written.
+        ("%c = f32[8,4]{1,0} all-reduce-start(%p), replica_groups={}, t", 128 + 128),
+        ("%c = ((f32[8,4], f32[2,4]), (f32[32,4], f32[8,4])) all-gather-start(%p, %q), "
+         "replica_groups=[2,4]<=[4,2]T(1,0), d", 128 + 32 + 4 * (128 + 32)),
+        ("%c = (f32[8,4], f32[8,4], u32[], u32[]) collective-permute-start(%p), "
+         "source_target_pairs={{0,1},{1,0}}", 128 + 128),
+    ],
+)  # fmt: skip
+def test_the_start_of_a_collective_reads_its_operands_and_writes_its_results(start, moved):
+    more = "%q = f32[2,4]{1,0} parameter(1)"
+    assert hlo_costs.count(module(ROWS, more, f"ROOT {start}"), MESH).hbm_bytes == moved
 
 
 def test_unknown_groups_are_an_error():

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels.logprob import api as logprob
 from kernels.logprob import chunked
-from rpt import aot, hlo_costs, topologies
+from rpt import aot, hlo_costs, programs, topologies
 from rpt.model import transformer
 from tests.rpt import compiled_programs
 from tests.rpt.compiled_programs import ROWS, SLICES, D, V
@@ -52,8 +52,8 @@ def logit_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("name", SLICES)
 def test_every_program_of_a_step_compiles(name):
     assert set(compiled(name)) == {
-        "score", "sampling_copy", "prepare_trunk", "start", "prefill", "decode", "trunk_forward",
-        "accumulate", "trunk_backward", "optimizer",
+        "score", "sampling_copy", "prepare_trunk", "start", "prefill", "grow", "decode",
+        "trunk_forward", "accumulate", "trunk_backward", "optimizer",
     }  # fmt: skip
 
 
@@ -125,6 +125,53 @@ def test_decoding_moves_no_weights(name):
     assert not moved["prefill"]
     if sizes["fsdp"] > 1:
         assert moved["sampling_copy"], "weights would not be seen"
+
+
+@pytest.fixture(scope="module", params=SLICES)
+def reported(request) -> tuple[str, aot.Report]:
+    """What rpt.compile says of the programs that are compiled already."""
+    name = request.param
+
+    def compile_step(*given, compiled_one, **more):
+        for program, each in compiled_programs.compiled(name).items():
+            compiled_one(program, each, 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "compile_step", compile_step)
+        return name, aot.compile_report(
+            compiled_programs.config_of(name), compiled_programs.MODEL, name,
+            topologies.mesh(name, SLICES[name]), tail=compiled_programs.TAIL,
+            close=compiled_programs.CLOSE,
+        )  # fmt: skip
+
+
+def test_growing_holds_the_cache_and_one_layer_of_the_old_one(reported):
+    name, report = reported
+    found = {each.name: each for each in report.programs}
+    grow, config, model = found["grow"], compiled_programs.config_of(name), compiled_programs.MODEL
+    rows = config.train.batch_size // (report.mesh["replica"] * report.mesh["fsdp"])
+    heads = rows * config.positions.cuts_per_document * config.rollout.group_size
+    heads *= model.num_kv_heads // report.mesh["tensor"]
+    old, new = (2 * heads * size * model.head_width * 2 for size in (14, 29))
+    assert grow.runs == model.num_layers
+    assert grow.arguments >= old
+    assert grow.results >= new
+    # The other layers, the sampling copy and the optimiser's state live meanwhile.
+    state = found["optimizer"].arguments / 4
+    assert grow.held >= (model.num_layers - 1) * new + found["sampling_copy"].results + state
+
+
+def test_what_a_report_says_of_small_programs(reported):
+    """No logits move, only truncated sampling has a loop of unknown length, and each program
+    exchanges what it needs."""
+    name, report = reported
+    truncated = compiled_programs.config_of(name).rollout.top_k > 0
+    for each in report.programs:
+        assert not aot.logits_moved(each.costs, compiled_programs.MODEL, report.mesh), each.name
+        assert len(each.costs.unknown_loops) == (truncated and each.name == "decode"), each.name
+    for program, (counted, needed) in report.fsdp_exchanges.items():
+        if report.mesh["fsdp"] > 1:
+            assert 0.95 * needed < counted < 1.2 * needed, (program, counted, needed)
 
 
 def test_an_update_gathers_weights_twice_and_sums_gradients_into_shards():

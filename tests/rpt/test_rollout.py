@@ -77,8 +77,9 @@ def follow(script: list[str], config=SCRIPT_CONFIG, valid=True) -> dict:
         head[ID[there], ID[here]] = 1
     params["head"] = jnp.asarray(head)
     kv = transformer.KeyValues(*[jnp.zeros((1, 1, 4, 1, 2))] * 2)
+    sampler = rollout.make_sampler(SCRIPTED, params, kv)
     out = rollout.rollout(
-        SCRIPTED, config, params, make_tables(), kv, np.array([[3]]), np.array([[valid]]),
+        SCRIPTED, config, sampler, make_tables(), np.array([[3]]), np.array([[valid]]),
         seed=0, step=0, document_ids_B=np.array([7]),
     )  # fmt: skip
     length, tail = int(out.length_BR[0, 0]), out.tail_length
@@ -258,8 +259,9 @@ def roll(tiny_model, tiny_params, tables, trunk_kv):
             "seed": 3, "step": 4, "document_ids_B": DOCUMENTS_B[rows], "round_": 0,
         } | changes  # fmt: skip
         kv = jax.tree.map(lambda x: x[:, rows], kv)
+        sampler = rollout.make_sampler(tiny_model, tiny_params, kv)
         return rollout.rollout(
-            tiny_model, config, tiny_params, tables, kv, CUTS_BC[rows], VALID_BC[rows], **arguments
+            tiny_model, config, sampler, tables, CUTS_BC[rows], VALID_BC[rows], **arguments
         )
 
     return run

@@ -26,7 +26,7 @@ from rpt import (
     sharding,
     train,
 )
-from rpt.model import transformer
+from rpt.model import decoding, transformer
 from tests.rpt import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -401,17 +401,36 @@ def test_without_a_mixed_group_only_the_next_token_loss_is_left(base, tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def everything(base, tmp_path_factory) -> tuple[pathlib.Path, dict]:
-    """Warm-up, KL to a reference, dynamic sampling and a proxy in one run of 4 steps."""
+def everything(base, tmp_path_factory) -> tuple[pathlib.Path, dict, dict[str, int]]:
+    """Warm-up, KL to a reference, dynamic sampling and a proxy in one run of 4 steps; and how often
+    it made what decoding reads."""
     folder = tmp_path_factory.mktemp("everything") / "run"
     changes = {**EVERYTHING, "positions.proxy": str(base), "train.steps": 4}
-    return folder, train.train(experiment(base, **changes), folder)
+    made = dict.fromkeys(("sampling_copy", "prepare_trunk"), 0)
+
+    def counted(name, original):
+        def call(model, given):
+            # The warm-up's own are parts of a program of it.
+            made[name] += not isinstance(jax.tree.leaves(given)[0], jax.core.Tracer)
+            return original(model, given)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in made:
+            patch.setattr(decoding, name, counted(name, getattr(decoding, name)))
+        return folder, train.train(experiment(base, **changes), folder), made
 
 
 def test_dynamic_sampling_draws_further_cuts(everything):
     found = lines(everything[0] / "metrics.jsonl")
     assert [line["rounds"] for line in found] == [1, 2, 2, 2]
     assert [line["cuts"] for line in found] == [6, 12, 12, 12]
+
+
+def test_the_rounds_of_a_step_share_one_sampling_copy(everything):
+    """Four steps with seven rounds."""
+    assert everything[2] == {"sampling_copy": 4, "prepare_trunk": 4}
 
 
 def test_the_reference_is_the_policy_behind_the_warm_up(everything, base):
@@ -480,8 +499,9 @@ def test_no_thought_depends_on_the_document_from_its_cut_on(base):
         _, kv = scoring.score_trunk(
             task.model, params, tokens_BS, batch.segments_BS, batch.positions_BS
         )
+        sampler = rollout.make_sampler(task.model, params, kv)
         return rollout.rollout(
-            task.model, settings.rollout, params, task.tables, kv, cut_BC, valid_BC,
+            task.model, settings.rollout, sampler, task.tables, cut_BC, valid_BC,
             seed=0, step=0, document_ids_B=batch.document_ids_B,
         )  # fmt: skip
 

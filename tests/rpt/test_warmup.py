@@ -260,8 +260,9 @@ def answer_rate(task: experience.Task, params) -> float:
     )
     cut_BC = batch.header_length + np.tile(np.arange(4, 12, dtype=np.int32), (2, 1))
     valid_BC = np.ones((2, 8), bool)
+    sampler = rollout.make_sampler(MODEL, params, kv)
     result = rollout.rollout(
-        MODEL, task.config.rollout, params, task.tables, kv, cut_BC, valid_BC,
+        MODEL, task.config.rollout, sampler, task.tables, cut_BC, valid_BC,
         seed=1, step=0, document_ids_B=batch.document_ids_B,
     )  # fmt: skip
     read = predictions.read(result, RAW, set(STOP), task.template, "token", valid_BC, 1)
