@@ -41,13 +41,15 @@ _FREE = {
         "partition-id",
     ),
     *("replica-id", "opt-barrier", "all-gather-done", "all-reduce-done", "collective-permute-done"),
-    *("async-start", "send", "recv", "send-done", "recv-done"),
+    *("async-start", "call-done", "send", "recv", "send-done", "recv-done"),
 }
 _SLICING = {"dynamic-slice", "slice", "gather"}
 # jax's splash attention declares nothing. Products of [S, H] and [H, S] that each kernel makes;
 # half of their tiles lie above the diagonal and are skipped.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-_NO_TRAFFIC = re.compile(r'custom_call_target="(Async|Allocate|Sharding|AssumeGather|Pin|Unpin)')
+_NO_TRAFFIC = re.compile(
+    r'custom_call_target="(Async|PrepareAsync|Allocate|Sharding|AssumeGather|Pin|Unpin)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Counter:
         if op == "conditional":
             branches = [self._called(name) for name in called.values()]
             return max(branches, key=lambda costs: (costs.flops, costs.hbm_bytes))
-        if op in ("call", "async-start"):
+        if op in ("call", "call-start", "async-start"):
             return self._called(called.get("calls") or called["to_apply"])
         if op == "fusion":
             inside = self._fused(self.module.computations[called["calls"]], channels)
