@@ -148,21 +148,6 @@ def test_no_capacity_at_all(cloud):
     assert "no TPU after 4 tries" in only_line(done)
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        "Quota limit 'TPUV6EPerProjectPerZone' has been exceeded. Limit: 0 in zone us-east5-b.",
-        "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied",
-        'INVALID_ARGUMENT: Accelerator type "v6e-16" is not available',
-        "something that nobody has seen before",
-    ],
-)
-def test_a_mistake_is_not_tried_again(cloud, message):
-    cloud.rule("create", fail=1, message=f"ERROR: (gcloud.compute.tpus.tpu-vm.create) {message}")
-    assert message in only_line(cloud.launch(status=1))
-    assert cloud.pauses() == []
-
-
 def test_a_tpu_that_never_gets_ready(cloud):
     cloud.set_state("node", "REPAIRING")
     done = cloud.launch("--ready-minutes=0", status=4)
@@ -331,20 +316,6 @@ def test_workers_that_cannot_be_had_back_after_a_preemption_cost_the_tpu(
     assert said in done.stderr
     assert "resumed from 10\n" in done.stdout
     assert cloud.kinds().count("create") == 3
-
-
-def test_workers_that_never_could_be_reached_are_a_mistake(cloud):
-    cloud.rule("scp", fail=1, message="ERROR: [/usr/bin/scp] exited with return code [255].")
-    done = cloud.launch("--ssh-retries=1", status=1)
-    assert "cannot be reached" in only_line(done)
-    assert cloud.kinds().count("create") == 1
-
-
-def test_a_failed_installation_names_the_worker(cloud):
-    (cloud.home / "pip_fails_on_1").write_text("")
-    done = cloud.launch(status=1)
-    assert "failed on worker 1 (exit status 4)" in only_line(done)
-    assert "pip says something" in done.stderr
 
 
 def test_deleted_by_someone_is_not_made_again(cloud):
