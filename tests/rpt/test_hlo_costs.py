@@ -268,8 +268,9 @@ def test_a_collective_that_other_cores_run_counts():
     """As for TPU7x, where the SparseCores exchange beside the program."""
     called = (
         "%called (q: f32[2,4]) -> f32[8,4] {\n  %q = f32[2,4]{1,0} parameter(0)\n"
-        "  ROOT %g = f32[8,4]{1,0} all-gather(%q), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, "
-        'dimensions={0}, use_global_device_ids=true\n}, execution_thread="sparsecore"\n'
+        "  ROOT %g = f32[8,4]{1,0} all-gather(%q), channel_id=1, "
+        "replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}, use_global_device_ids=true\n"
+        '}, execution_thread="sparsecore"\n'
     )
     lines = (
         "%p = f32[2,4]{1,0} parameter(0)",
