@@ -6,6 +6,7 @@ dataclasses below; a field that does not exist, or a value that a class refuses,
 
 import dataclasses
 import fnmatch
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -319,8 +320,13 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     return config_build.build(Config, config.to_dict(), "config")
 
 
+def as_json(value: Any) -> dict[str, Any]:
+    """A config, or a section of one, as it comes back from a file: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
 def from_json(value: dict[str, Any]) -> Config:
-    """The inverse of dataclasses.asdict on a Config, after JSON: a run's config.json.
+    """The inverse of `as_json` on a Config: a run's config.json.
 
     Raises:
       ValueError: as `from_config_dict`.

@@ -223,7 +223,7 @@ def plan_json(plan: experiment_config.ExperimentConfig) -> dict[str, Any]:
     """The same for all seeds, machines and numbers of processes."""
     arms = tuple(dataclasses.replace(arm, changes=()) for arm in plan.arms)
     plan = dataclasses.replace(plan, arms=arms, processes=_PROCESSES)
-    return json.loads(json.dumps(dataclasses.asdict(plan)))
+    return config_lib.as_json(plan)
 
 
 def _stage(config: config_lib.Config, root: pathlib.Path, name: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ A run without a record of what it was given (of an earlier version) is compared 
 begin from a run that began later. Settings that an evaluation does not tell are not compared.
 """
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -60,8 +59,16 @@ def is_done(config: config_lib.Config, workdir: pathlib.Path, part: experiment_p
     if part.kind != "evaluate":
         return _is_trained(root, part.arm)
     piece = _piece(root, part)
-    if piece is None:
-        return False
+    return piece is not None and _is_current(config, root, part, piece)
+
+
+def _is_current(
+    config: config_lib.Config,
+    root: pathlib.Path,
+    part: experiment_plan.Part,
+    piece: experiment_pieces.Piece,
+) -> bool:
+    """Whether an evaluation is not to be made anew."""
     if part.splits[-1] == "validation" and _difference(config, root, part, _of_piece(piece)):
         return False
     return not _is_trained(root, part.arm) or piece.params_sha256 == _params_sha256(root, part.arm)
@@ -105,7 +112,9 @@ def check(
             _check_positions(config, root, part)
         elif part.kind == "evaluate":
             piece = _piece(root, part)
-            if piece is None or part.splits[-1] != "test" or not is_done(config, workdir, part):
+            if piece is None or part.splits[-1] != "test":
+                continue
+            if not _is_current(config, root, part, piece):
                 continue
             if difference := _difference(config, root, part, _of_piece(piece)):
                 raise _test_was_read(root, part.arm, difference)
@@ -247,7 +256,7 @@ def _difference(
     path = positions_path(root, split or part.splits[-1])
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != found.positions_sha256:
         return f"{path} differs"
-    now = json.loads(json.dumps(dataclasses.asdict(_settings(config, root, part.seed, part.arm))))
+    now = config_lib.as_json(_settings(config, root, part.seed, part.arm))
     told = found.settings.keys() & now.keys()
     changes = sorted(name for name in told if found.settings[name] != now[name])
     return f"config.evaluate.{changes[0]} differs" if changes else ""

@@ -103,7 +103,7 @@ def claim(
       ValueError: it holds another config's or command's run, or something that is no run.
       PermissionError: it cannot be written.
     """
-    new, own = _as_json(config), {"command": command, "init": init}
+    new, own = config_lib.as_json(config), {"command": command, "init": init}
     path, command_path = workdir / "config.json", workdir / "command.json"
     changes: list[str] = []
     if path.is_file():
@@ -146,11 +146,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def _as_json(config: config_lib.Config) -> dict[str, Any]:
-    """As it comes back from a file: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 def trained_otherwise(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
     """Fields by which a run would have trained something else than its directory holds.
 
@@ -159,7 +154,9 @@ def trained_otherwise(workdir: pathlib.Path, config: config_lib.Config) -> list[
     Raises:
       ValueError: config.json is damaged.
     """
-    changes = config_lib.differences(_read_json(workdir / "config.json"), _as_json(config))
+    changes = config_lib.differences(
+        _read_json(workdir / "config.json"), config_lib.as_json(config)
+    )
     ignored = (*config_lib.SURROUNDINGS, "train.init")
     return [name for name in changes if not config_lib.is_among(name, ignored)]
 
