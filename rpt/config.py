@@ -114,7 +114,7 @@ class PositionsConfig:
 
     Attributes:
       proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
-        entropies; '' is the policy.
+        entropies; 'init' is what training begins with, before any warm-up; '' is the policy.
       index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
       labels: only tokens with one of these labels, all of them if none is given; 'answer' is also
         'answer/3'. With mode 'random' that is reinforcement learning on verifiable answers.
@@ -183,7 +183,8 @@ class TrainConfig:
       init: run directory (also gs://...) to take parameters and tokenizer from, or '' to start
         from data.weights.
       micro_branches: branches per document in one micro-batch of the update.
-      t_multiple: micro-batches are trimmed to a multiple of this length.
+      t_multiple: the positions that a micro-batch runs are a multiple of this; on TPU of 8 at least,
+        better of 128.
       warmup_steps: supervised steps before RPT on self-generated well-formed thoughts, see
         rpt/warmup.py; 0 has none.
       warmup_cuts_per_document: each with one thought.

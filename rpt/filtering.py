@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 from data import difficulty, pipeline, tokenizers
 from rpt import config, ledger, loading, scoring, sharding
 
+INIT = "init"  # config.positions.proxy: the policy as it began
+
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
@@ -25,23 +27,30 @@ class Filter:
     index: difficulty.Index | None = None
 
 
-def open_filter(
-    settings: config.PositionsConfig, tokenizer: tokenizers.Tokenizer, mesh: Mesh
-) -> Filter:
-    """What the config names; a proxy is spread over the mesh.
+def open_filter(settings: config.Config, tokenizer: tokenizers.Tokenizer, mesh: Mesh) -> Filter:
+    """What config.positions names; a proxy is spread over the mesh.
 
     Raises:
       FileNotFoundError: it is not there.
-      ValueError: it has another tokenizer than the policy, or cannot be read.
+      ValueError: it has another tokenizer than the policy, or cannot be read; or it is the policy
+        as it began, but that was fresh.
     """
-    if settings.index:
-        return Filter(index=difficulty.Index(settings.index, tokenizer.digest()))
-    if not settings.proxy:
+    if settings.positions.index:
+        return Filter(index=difficulty.Index(settings.positions.index, tokenizer.digest()))
+    where = settings.positions.proxy
+    if not where:
         return Filter()
-    proxy = loading.load_any(settings.proxy)
+    if where == INIT:
+        where = settings.train.init or settings.data.weights
+        if not where:
+            raise ValueError(
+                f"config.positions.proxy={INIT!r} is what training begins with, and here that is "
+                "random: set config.train.init or config.data.weights"
+            )
+    proxy = loading.load_any(where)
     if proxy.tokenizer.digest() != tokenizer.digest():
         raise ValueError(
-            f"the proxy {settings.proxy} has another tokenizer than the policy; "
+            f"the proxy {where} has another tokenizer than the policy; "
             "choose a proxy with the same one"
         )
     return Filter(proxy=proxy._replace(params=loading.place(mesh, proxy.model, proxy.params)))

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rpt import hlo, hlo_groups, hlo_products
+from rpt import hlo, hlo_groups, hlo_loops, hlo_products
 
 COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
@@ -118,31 +118,6 @@ def count(text: str, mesh: Mapping[str, int], *, unknown_trips: float | None = N
     return _Counter(module, dict(mesh), unknown_trips).computation(module.entry)
 
 
-def trip_count(module: hlo.Module, loop: hlo.Instruction) -> int | None:
-    """How often a while loop runs, or None where that is not told by its text."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-    if known:
-        return int(known[1])
-    condition = module.computations[loop.called["condition"]]
-    # A loop from 0 by steps of 1, as scan and fori_loop make them.
-    root, where, outer = condition.instructions[condition.root], condition, []
-    if root.opcode == "fusion":
-        where = module.computations[root.called["calls"]]
-        outer = [condition.instructions[name] for name in root.operands]
-        root = where.instructions[where.root]
-    if root.opcode != "compare" or root.attribute("direction") != "LT":
-        return None
-    return _constant(where, root.operands[1], outer)
-
-
-def _constant(computation: hlo.Computation, name: str, outer: list[hlo.Instruction]) -> int | None:
-    found = computation.instructions[name]
-    if found.opcode == "parameter" and outer:
-        found = outer[int(found.arguments)]
-    number = found.arguments
-    return int(number) if found.opcode == "constant" and number.isdigit() else None
-
-
 class _Counter:
     """Counts each computation once and multiplies."""
 
@@ -184,7 +159,7 @@ class _Counter:
         return found + Costs(flops=hlo_products.flops(where, instruction))
 
     def _loop(self, loop: hlo.Instruction) -> Costs:
-        trips, inside, unknown = trip_count(self.module, loop), self, ()
+        trips, inside, unknown = hlo_loops.trip_count(self.module, loop), self, ()
         if trips is None:
             # What is said is said of this loop and of none inside of it.
             inside = _Counter(self.module, self.mesh, None)
@@ -320,8 +295,11 @@ class _Counter:
                 total += self._read(inner, user, whole)
             elif user.opcode == "fusion":
                 nested = self.module.computations[user.called["calls"]]
-                place = user.operands.index(array.name)
-                total += self._read(nested, nested.parameter(place), whole)
+                inside = nested.parameter(user.operands.index(array.name))
+                # A fusion may hand the operand on as another shape and do nothing else.
+                handed_on = _behind(nested, nested.instructions[nested.root]) is inside
+                read_by = (inner, user) if handed_on else (nested, inside)
+                total += self._read(*read_by, whole)
             else:
                 return whole
         return min(total, whole)

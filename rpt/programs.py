@@ -42,7 +42,7 @@ def compile_step(
       model: static model shape.
       tables: of `rollout.make_tables`, or `table_shapes`.
       mesh: of real or described devices.
-      branch_length: T of the update's micro-batch; the longest branch by default.
+      branch_length: T of the update's micro-batch; that of the longest branch by default.
       compiled_one: called with every program's name, itself, and the seconds it took to compile.
 
     Returns:
@@ -53,7 +53,8 @@ def compile_step(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         tables, program = _whole(mesh, tables), _Compiler(compiled_one)
         _compile_rollout(program, config, model, tables, mesh)
-        length = branch_length or rollout.total_positions(config.rollout, tables)
+        longest = rollout.total_positions(config.rollout, tables)
+        length = branch_length or update.padded_length(longest, config.train.t_multiple)
         _compile_update(program, config, model, mesh, length)
         return program.compiled
 

@@ -45,8 +45,8 @@ def score_trunk(
     hidden_BSD, kv = transformer.trunk(model, params, tokens_BS, segments_BS, positions_BS)
     unembedding_VD = transformer.unembedding(model, params)
     B, S, D = hidden_BSD.shape
-    hidden_MD = hidden_BSD[:, :-1].reshape(-1, D)
-    target_M = tokens_BS[:, 1:].reshape(-1)
+    hidden_MD = hidden_BSD.reshape(-1, D)
+    target_M = transformer.next_tokens(tokens_BS).reshape(-1)
     found = ops.score(hidden_MD, unembedding_VD, target_M, top=min(FILTER_TOP, len(unembedding_VD)))
     log_probs_MK = jax.nn.log_softmax(found.top_logits_MK, axis=-1)
     scores = TrunkScores(
@@ -55,7 +55,11 @@ def score_trunk(
         best_BS=found.top_ids_MK[:, 0],
         target_log_prob_BS=found.log_prob_M,
     )
-    return jax.tree.map(lambda x: jnp.pad(x.reshape(B, S - 1), ((0, 0), (1, 0))), scores), kv
+
+    def of_targets(x_M: jax.Array) -> jax.Array:
+        return jnp.pad(x_M.reshape(B, S)[:, :-1], ((0, 0), (1, 0)))
+
+    return jax.tree.map(of_targets, scores), kv
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -129,7 +129,7 @@ def _open(
         shard_index=shards[0],
         shard_count=config.data.shards,
     )
-    chosen = filtering.open_filter(config.positions, begun.tokenizer, mesh)
+    chosen = filtering.open_filter(config, begun.tokenizer, mesh)
     stream = joined.Joined(first, shards, config.data.shards)
     beginning = first.get_state()
     filtering.check(chosen, next(first))

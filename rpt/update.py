@@ -63,16 +63,17 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Cuts [B, R, ...] into micro-batches of `size` branches per document, longest first.
 
-    Branches are sorted by length within each document, so each micro-batch is trimmed to its own
-    T, a multiple of `t_multiple`. R is padded with weightless branches. `largest` makes the numbers
-    of this host the largest of all hosts', so that all run the same programs; R must be the same.
+    Branches are sorted by length within each document, so each micro-batch has its own T, by
+    `padded_length`. R is padded with weightless branches. `largest` makes the numbers of this host
+    the largest of all hosts', so that all run the same programs; R must be the same.
     """
     B, R, T = arrays.tokens_BRT.shape
     order_BR = np.argsort(-length_BR, axis=1, kind="stable")
+    more = padded_length(T, t_multiple) - T
 
     def arrange(x):
         x = np.take_along_axis(x, order_BR.reshape(B, R, *[1] * (x.ndim - 2)), axis=1)
-        return np.pad(x, ((0, 0), (0, -R % size)) + ((0, 0),) * (x.ndim - 2))
+        return np.pad(x, ((0, 0), (0, -R % size), (0, more))[: x.ndim])
 
     arrays, length_BR = jax.tree.map(arrange, arrays), arrange(length_BR)
     starts = range(0, R, size)
@@ -81,7 +82,7 @@ def micro_batches(
     for start, longest in zip(starts, longest_of, strict=True):
         if longest == 0:
             continue
-        end = min(T, -(-longest // t_multiple) * t_multiple)
+        end = padded_length(longest, t_multiple)
         batches.append(
             jax.tree.map(
                 lambda x, start=start, end=end: (
@@ -91,6 +92,12 @@ def micro_batches(
             )
         )
     return batches
+
+
+def padded_length(longest: int, t_multiple: int) -> int:
+    """T of a micro-batch whose longest branch has so many tokens: its last is a target only, and
+    those before it, which are run, are a multiple of `t_multiple`."""
+    return 1 + -(-(longest - 1) // t_multiple) * t_multiple
 
 
 def gradients(
@@ -155,11 +162,12 @@ def weighted_nll(model, params, hidden_BSD, tokens_BS, weight_BS) -> jax.Array:
     """Sum over target tokens of weight * -log p(token | tokens before it), in nats."""
     D = hidden_BSD.shape[-1]
     result = ops.logprob(
-        hidden_BSD[:, :-1].reshape(-1, D),
+        hidden_BSD.reshape(-1, D),
         transformer.unembedding(model, params),
-        tokens_BS[:, 1:].reshape(-1),
+        transformer.next_tokens(tokens_BS).reshape(-1),
     )
-    return -jnp.sum(weight_BS[:, 1:].reshape(-1) * result.log_prob_M)
+    weight_BS = jnp.pad(weight_BS[:, 1:], ((0, 0), (0, 1)))
+    return -jnp.sum(weight_BS.reshape(-1) * result.log_prob_M)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -45,9 +45,9 @@ def decode_attention(
     B, R, N, H = query_BRNH.shape
     K = past.key_BRKHU.shape[2]
     query_BRKgH = scaled_query(query_BRNH, K)
-    logits_BRKgU = past_logits(query_BRKgH, past, length)
+    logits_BRKgU = _past_logits(query_BRKgH, past, length)
     shift_BRKg1 = jnp.max(logits_BRKgU, -1, keepdims=True)
-    total, mix = past_sums(logits_BRKgU, shift_BRKg1, past)
+    total, mix = _past_sums(logits_BRKgU, shift_BRKg1, past)
 
     def over_trunk(step: _Step, *initial: float, shift_BRKg1=shift_BRKg1):
         return _over_trunk(step, initial, query_BRKgH, trunk, lo_BR, hi_BR, shift_BRKg1)
@@ -74,14 +74,14 @@ def scaled_query(query_BRNH: jax.Array, K: int) -> jax.Array:
     return (query_BRNH * H**-0.5).astype(query_BRNH.dtype).reshape(B, R, K, N // K, H)
 
 
-def past_logits(query_BRKgH: jax.Array, past: cache.Past, length: jax.Array) -> jax.Array:
+def _past_logits(query_BRKgH: jax.Array, past: cache.Past, length: jax.Array) -> jax.Array:
     """[B, R, K, g, U] in float32, masked."""
     query, key = query_BRKgH.astype(jnp.float32), past.key_BRKHU.astype(jnp.float32)
     logits = jnp.sum(query[..., None] * key[:, :, :, None], axis=4)
     return jnp.where(jnp.arange(past.capacity) < length, logits, _FLOOR)
 
 
-def past_sums(logits_BRKgU, shift_BRKg1, past: cache.Past) -> tuple[jax.Array, jax.Array]:
+def _past_sums(logits_BRKgU, shift_BRKg1, past: cache.Past) -> tuple[jax.Array, jax.Array]:
     """Sums of weights [B, R, K, g, 1] and their mixes of values [B, R, K, g, H]."""
     weights = jnp.exp(logits_BRKgU - shift_BRKg1)
     value = past.value_BRKUH.astype(jnp.float32)

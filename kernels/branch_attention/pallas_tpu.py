@@ -14,7 +14,8 @@ sum(dout * out), so each part's gradients are those of the whole:
     p = exp(k q - lse)   dp = v dout   ds = p * (dp - delta)   dq = k^T ds   dk = ds q   dv = p dout
 
 Decoding's past has keys of its own for every branch: there is nothing to share and nothing to keep
-on the chip, so XLA's fused sums read it once, as a kernel would.
+on the chip. It is left to XLA's batched products, which read it once, as a kernel would; sums of
+multiplications, as decode.py has them for CPUs, would write and read it in float32.
 
 Tiles of logits are [s, p], one after the other for the g query heads that share the keys. Positions
 lie along lanes, so that everything known per position (range, maximum, sum, lse, delta) is a vector
@@ -55,7 +56,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.branch_attention import cache, decode, pallas_layout
+from kernels.branch_attention import cache, chunked, decode, pallas_layout
 
 _MAX_HEAD_WIDTH = 256
 _MAX_QUERY_ELEMENTS = 8 * 128  # g * H of a key/value head, by the table above
@@ -145,7 +146,7 @@ def decode_attention(
     past: cache.Past,
     length: jax.Array,
 ) -> jax.Array:
-    """api.decode_attention: the kernel for the trunk, XLA for the past."""
+    """api.decode_attention: the kernel for the trunk, batched products of XLA for the past."""
     B, R, N, H = query_BRNH.shape
     K = past.key_BRKHU.shape[2]
     query_BKgHP = pallas_layout.scaled_query(query_BRNH[:, :, None], K)
@@ -154,9 +155,13 @@ def decode_attention(
         pallas_layout.from_lanes(x, R, 1).reshape(B, R, K, N // K, -1)
         for x in (mix, lse[..., None, :])
     )
-    logits_BRKgU = decode.past_logits(decode.scaled_query(query_BRNH, K), past, length)
+    query_BRKgH = decode.scaled_query(query_BRNH, K)
+    logits_BRKgU = chunked.dot("BRKgH,BRKHU->BRKgU", query_BRKgH, past.key_BRKHU)
+    logits_BRKgU = jnp.where(jnp.arange(past.capacity) < length, logits_BRKgU, _FLOOR)
     shift_BRKg1 = jnp.max(logits_BRKgU, -1, keepdims=True)
-    total, past_mix = decode.past_sums(logits_BRKgU, shift_BRKg1, past)
+    weights_BRKgU = jnp.exp(logits_BRKgU - shift_BRKg1)
+    total = jnp.sum(weights_BRKgU, -1, keepdims=True)
+    past_mix = chunked.dot("BRKgU,BRKUH->BRKgH", weights_BRKgU, past.value_BRKUH)
     # In units of the larger part's maximum, as neither may overflow the other's.
     largest = jnp.maximum(shift_BRKg1, lse)
     share, trunk_share = jnp.exp(shift_BRKg1 - largest), jnp.exp(lse - largest)

@@ -140,6 +140,15 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
     return params["embedding"] if config.tied_head else params["head"]
 
 
+def next_tokens(tokens: jax.Array) -> jax.Array:
+    """The token that each position [..., t] predicts; -1 for the last, which predicts none.
+
+    Losses run over all positions with these for labels, and not over all but the last: a hidden
+    state of an odd number of rows would be moved row by row between the registers of a TPU.
+    """
+    return jnp.pad(tokens[..., 1:], ((0, 0),) * (tokens.ndim - 1) + ((0, 1),), constant_values=-1)
+
+
 def num_parameters(config: ModelConfig) -> int:
     shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

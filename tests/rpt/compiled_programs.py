@@ -52,7 +52,7 @@ def compiled(name: str) -> dict[str, jax.stages.Compiled]:
     """Every program of a step, for one slice."""
     tables = programs.table_shapes(V, tail=TAIL, close=CLOSE)
     mesh = topologies.mesh(name, SLICES[name])
-    return programs.compile_step(config_of(name), MODEL, tables, mesh, branch_length=32)
+    return programs.compile_step(config_of(name), MODEL, tables, mesh, branch_length=33)
 
 
 def summary(name: str) -> dict[str, Any]:

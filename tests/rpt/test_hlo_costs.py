@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpt import hlo, hlo_costs, sharding, topologies
+from rpt import hlo, hlo_costs, hlo_loops, sharding, topologies
 
 needs_libtpu = pytest.mark.skipif(
     topologies.library() is None, reason="libtpu is not installed: make test installs it"
@@ -89,12 +89,18 @@ def test_a_loop_inside_of_one_that_depends_on_data_is_not_said_to_run_as_often()
 
 
 @pytest.mark.parametrize(
-    ("direction", "order", "trips"),
-    [("LT", "%i, %n", 5), ("GT", "%i, %n", None), ("LT", "%n, %i", None)],
+    ("direction", "order", "step", "trips"),
+    [
+        ("LT", "%i, %n", 1, 5),
+        ("LT", "%i, %n", 2, 3),  # two turns in one body
+        ("LT", "%i, %n", 0, None),
+        ("GT", "%i, %n", 1, None),
+        ("LT", "%n, %i", 1, None),
+    ],
 )
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_condition_tells_its_trips_where_it_counts_up_to_a_constant(
-    fused, direction, order, trips
+def test_a_loop_tells_its_trips_where_it_counts_up_to_a_constant(
+    fused, direction, order, step, trips
 ):
     compare = f"ROOT %c = pred[] compare({order}), direction={direction}"
     state = "%s = (s32[], f32[8,4]) parameter(0)\n  %i = s32[] get-tuple-element(%s), index=0\n"
@@ -105,14 +111,27 @@ def test_a_condition_tells_its_trips_where_it_counts_up_to_a_constant(
             f"  %n = s32[] parameter(1)\n  {compare}\n}}\n"
         )
         compare = "ROOT %f = pred[] fusion(%i, %n), kind=kLoop, calls=%less"
+    lines = f"  %i = s32[] get-tuple-element(%b), index=0\n  %n = s32[] constant({step})\n"
+    lines += "  %x = f32[8,4] get-tuple-element(%b), index=1\n"
+    if fused:
+        more += (
+            "%next (x: f32[8,4], i: s32[], n: s32[]) -> (f32[8,4], s32[]) {\n"
+            "  %x = f32[8,4] parameter(0)\n  %i = s32[] parameter(1)\n  %n = s32[] parameter(2)\n"
+            "  %j = s32[] add(%n, %i)\n  ROOT %both = (f32[8,4], s32[]) tuple(%x, %j)\n}\n"
+        )
+        lines += "  %f = (f32[8,4], s32[]) fusion(%x, %i, %n), kind=kLoop, calls=%next\n"
+        lines += "  %j = s32[] get-tuple-element(%f), index=1\n"
+    else:
+        lines += "  %j = s32[] add(%i, %n)\n"
     more = (more if fused else "") + (
         f"%condition (s: (s32[], f32[8,4])) -> pred[] {{\n  {state}{limit}  {compare}\n}}\n"
         "%body (b: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {\n"
-        "  ROOT %b = (s32[], f32[8,4]) parameter(0)\n}\n"
+        f"  %b = (s32[], f32[8,4]) parameter(0)\n{lines}"
+        "  ROOT %next_state = (s32[], f32[8,4]) tuple(%j, %x)\n}\n"
     )
     line = "ROOT %loop = (s32[], f32[8,4]) while(%p), condition=%condition, body=%body"
     found = hlo.parse(module("%p = (s32[], f32[8,4]) parameter(0)", line, more=more))
-    assert hlo_costs.trip_count(found, found.entry.instructions["loop"]) == trips
+    assert hlo_loops.trip_count(found, found.entry.instructions["loop"]) == trips
 
 
 def test_a_window_counts_where_it_meets_the_input():

@@ -183,10 +183,11 @@ def test_next_token_loss_is_of_the_token_after(tiny_model, tiny_params, trunk):
     np.testing.assert_allclose(loss, nll, rtol=1e-5)
 
 
-def test_micro_batches_are_sorted_trimmed_and_lose_nothing(arrays):
+def test_micro_batches_are_sorted_padded_and_lose_nothing(arrays):
     batches = update.micro_batches(arrays, LENGTH_BR, 2, 3)
     # Sorted, document 0 has lengths 8 5 | 4 3 | 0 and document 1 has 4 4 | 3 2 | 2.
-    assert [batch.tokens_BRT.shape for batch in batches] == [(B, 2, 8), (B, 2, 6), (B, 2, 3)]
+    # One target more than the multiple of 3 that is run.
+    assert [batch.tokens_BRT.shape for batch in batches] == [(B, 2, 10), (B, 2, 4), (B, 2, 4)]
     kept = [sorted(zip(*map(np.ravel, key), strict=True)) for key in (
         (arrays.advantage_BR, arrays.hi_BR, arrays.weight_BRT.sum(-1)),
         [np.concatenate(x, axis=1) for x in zip(
@@ -196,9 +197,9 @@ def test_micro_batches_are_sorted_trimmed_and_lose_nothing(arrays):
     # R = 5 was padded to 6: one weightless branch per document.
     assert [row for row in kept[1] if row[2] > 0] == [row for row in kept[0] if row[2] > 0]
     assert len(kept[1]) == len(kept[0]) + B
-    np.testing.assert_array_equal(batches[0].tokens_BRT[0, 0], arrays.tokens_BRT[0, 0])
-    np.testing.assert_array_equal(batches[0].tokens_BRT[0, 1], arrays.tokens_BRT[0, 2])
-    np.testing.assert_array_equal(batches[1].tokens_BRT[1, 0], arrays.tokens_BRT[1, 2, :6])
+    np.testing.assert_array_equal(batches[0].tokens_BRT[0, 0, :T], arrays.tokens_BRT[0, 0])
+    np.testing.assert_array_equal(batches[0].tokens_BRT[0, 1, :T], arrays.tokens_BRT[0, 2])
+    np.testing.assert_array_equal(batches[1].tokens_BRT[1, 0], arrays.tokens_BRT[1, 2, :4])
     empty = update.micro_batches(arrays._replace(reference_BRT=None), LENGTH_BR * 0, 2, 3)
     assert empty == []
 
