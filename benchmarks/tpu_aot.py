@@ -26,6 +26,7 @@ from rpt import chips, cli, hlo, topologies
 _GENERATIONS = flags.DEFINE_list(
     "generations", list(topologies.GENERATIONS), "What to compile for."
 )
+_OPS = flags.DEFINE_list("ops", [], "Only ops whose name begins like this; all of them by default.")
 
 
 def ops() -> Iterator[dict[str, Any]]:
@@ -33,6 +34,8 @@ def ops() -> Iterator[dict[str, Any]]:
         device = topologies.devices(topologies.GENERATIONS[generation])[0]
         alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
         for case in cases.cases(jnp.bfloat16, "pallas"):
+            if not case.op.startswith(tuple(_OPS.value) or ""):
+                continue
             print(f"{generation}: {case.op} {case.spec}", file=sys.stderr, flush=True)
             least, bound = chips.CHIPS[generation].roofline_seconds(case.flops, case.bytes)
             yield {

@@ -183,8 +183,8 @@ class TrainConfig:
       init: run directory (also gs://...) to take parameters and tokenizer from, or '' to start
         from data.weights.
       micro_branches: branches per document in one micro-batch of the update.
-      t_multiple: the positions that a micro-batch runs are a multiple of this; on TPU of 8 at least,
-        better of 128.
+      t_multiple: the positions that a micro-batch runs are a multiple of this; on TPU at least of
+        8, better of 128.
       warmup_steps: supervised steps before RPT on self-generated well-formed thoughts, see
         rpt/warmup.py; 0 has none.
       warmup_cuts_per_document: each with one thought.

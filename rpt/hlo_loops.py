@@ -96,9 +96,7 @@ def _element(module, where: hlo.Computation, place: int, counter: int, given) ->
 
 def _fused(module, where, fusion: hlo.Instruction, place: int, counter: int, given) -> _Value:
     inner = module.computations[fusion.called["calls"]]
-    return _element(
-        module, inner, place, counter, _operands(module, where, fusion, counter, given)
-    )
+    return _element(module, inner, place, counter, _operands(module, where, fusion, counter, given))
 
 
 def _operands(module, where, fusion: hlo.Instruction, counter: int, given) -> _Given:

@@ -181,6 +181,24 @@ def test_of_a_sliced_array_the_slice_is_read_and_an_update_in_place_writes_itsel
     assert hlo_costs.count(text, {}).hbm_bytes == 2 * 16
 
 
+def test_an_array_that_a_product_reads_in_another_shape_is_read():
+    """The compiler wraps the change of shape in a fusion of its own, which reads nothing."""
+    fused = (
+        "%reshaped (q: f32[8,4]) -> f32[4,8] {\n"
+        "  %q = f32[8,4]{1,0} parameter(0)\n  ROOT %r = f32[4,8]{1,0} bitcast(%q)\n}\n"
+        "%inside (a: f32[8,4]) -> f32[4,8] {\n"
+        "  %a = f32[8,4]{1,0} parameter(0)\n"
+        "  %b = f32[4,8]{1,0} fusion(%a), kind=kLoop, calls=%reshaped\n"
+        "  ROOT %n = f32[4,8]{1,0} negate(%b)\n}\n"
+    )
+    text = module(
+        "%p = f32[8,4]{1,0} parameter(0)",
+        "ROOT %f = f32[4,8]{1,0} fusion(%p), kind=kOutput, calls=%inside",
+        more=fused,
+    )
+    assert hlo_costs.count(text, {}).hbm_bytes == 2 * 8 * 4 * 4
+
+
 def test_a_kernel_costs_what_it_declares():
     text = module(
         "%p = f32[8,4]{1,0} parameter(0)",

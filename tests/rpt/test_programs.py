@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels.logprob import api as logprob
 from kernels.logprob import chunked
-from rpt import aot, hlo_costs, programs, topologies
+from rpt import aot, hlo, hlo_costs, programs, topologies
 from rpt.model import transformer
 from tests.rpt import compiled_programs
 from tests.rpt.compiled_programs import ROWS, SLICES, D, V
@@ -111,6 +111,35 @@ def test_no_array_of_logits_is_larger_than_a_tile(name):
         for dtype, shape in logit_shapes(text):
             # A vector of ids or masks over the vocabulary is no array of logits.
             assert math.prod(shape) <= max(chunked.TILE_LOGITS, V), (program, dtype, shape)
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_no_hidden_state_is_moved_row_by_row(name):
+    """A reshape that is left in the optimised program to rows that do not fill registers moves each
+    to another place of one, by code that grows with the rows: hours of compiling where there are
+    many."""
+    widths = {D, D // 2, D // 4}
+    for program in ("score", "trunk_forward", "accumulate", "trunk_backward"):
+        parsed = hlo.parse(compiled(name)[program])
+        for computation in parsed.computations.values():
+            for each in computation.instructions.values():
+                *rows, width = each.array.shape or (0,)
+                if each.opcode == "reshape" and width in widths and math.prod(rows) >= 64:
+                    assert math.prod(rows) % 8 == 0, (program, each)
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_decoding_has_no_past_in_float32(name):
+    """It would be written and read in every step, five times the bytes of the past itself."""
+    parsed = hlo.parse(compiled(name)["decode"])
+    pasts = [a for i in parsed.entry.instructions.values() if i.opcode == "parameter"
+             for a in i.arrays if len(a.shape) == 5]  # fmt: skip
+    assert {a.dtype for a in pasts} == {"bf16"}
+    sizes = {math.prod(a.shape) for a in pasts}
+    for computation in parsed.computations.values():
+        for each in computation.instructions.values():
+            for array in each.arrays:
+                assert array.dtype != "f32" or math.prod(array.shape) not in sizes, each
 
 
 @pytest.mark.parametrize("name", SLICES)

@@ -405,7 +405,7 @@ def everything(base, tmp_path_factory) -> tuple[pathlib.Path, dict, dict[str, in
     """Warm-up, KL to a reference, dynamic sampling and a proxy in one run of 4 steps; and how often
     it made what decoding reads."""
     folder = tmp_path_factory.mktemp("everything") / "run"
-    changes = {**EVERYTHING, "positions.proxy": str(base), "train.steps": 4}
+    changes = {**EVERYTHING, "positions.proxy": "init", "train.steps": 4}
     made = dict.fromkeys(("sampling_copy", "prepare_trunk"), 0)
 
     def counted(name, original):
@@ -460,7 +460,8 @@ def test_what_a_step_executes_is_in_the_ledger(everything, base):
 
 @pytest.mark.parametrize("stop_at", [0, 2])
 def test_stopped_with_everything_is_uninterrupted(everything, base, tmp_path, stop_at):
-    """The reference of a continued run is not its current policy, nor that before the warm-up."""
+    """The reference of a continued run is not its current policy, nor that before the warm-up; and
+    the proxy, named here, is what training began with."""
     changes = {**EVERYTHING, "positions.proxy": str(base), "train.steps": 4}
     if stop_at:
         changes["logging.keep_last"] = 1  # so that the checkpoint of step 0 is gone
