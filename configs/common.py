@@ -60,6 +60,12 @@ def arm(name: str, title: str, command: str, changes: Mapping[str, Any] | None =
     return {"name": name, "title": title, "command": command, "changes": pairs, **fields}
 
 
+def claim(a: str, mode_a: str, b: str, mode_b: str, part: str, **fields):
+    """A claim of an experiment, that arm `a` is above `b`, under a name made of both."""
+    arms = {"a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b}
+    return {"name": f"{a}_{mode_a}_over_{b}_{mode_b}", **arms, "part": part, **fields}
+
+
 def parse_arg(arg: str, **defaults):
     """The typed switches of `--config=file.py:name=value,flag`, closed: an unknown one is an error.
 

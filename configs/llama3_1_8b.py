@@ -2,9 +2,15 @@
 
     python -m rpt.compile --config=configs/llama3_1_8b.py --topology=v5p:2x2x2
 
-The shape and settings meant to fit, no weights: to train, set config.data.weights to a folder,
-which brings its own shape, and config.model to None. The command says whether they fit;
-docs/scaling.md has no table of it yet.
+The shape and settings that fit, no weights: to train, set config.data.weights to a folder,
+which brings its own shape, and config.model to None. On v5p:2x2x2, predicted (docs/scaling.md):
+
+    program         HBM of 95 GB   bound by   seconds of a step
+    decode          45%            HBM        20.9
+    accumulate      58%            compute    22.4
+    trunk_backward  34%            compute    0.4
+    others          16 to 49%                 0.3
+    step                                      44.1, 23,886 thought tokens/s
 
     parameters                  8.03 billion
     layers, width, feed-forward 32, 4096, 14336

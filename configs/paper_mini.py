@@ -314,9 +314,8 @@ def _hard(
     a: str, mode_a: str, b: str, mode_b: str, goal: bool = False, part: str = "puzzles", **more
 ) -> dict:
     """A claim about hard tokens of the puzzles, unless `part` and `more` say otherwise."""
-    name = f"{a}_{mode_a}_over_{b}_{mode_b}" + (f"_{part}" if part != "puzzles" else "")
-    claim = {"name": name, "a": a, "mode_a": mode_a, "b": b, "mode_b": mode_b, "goal": goal}
-    return claim | {"part": part} | more
+    found = common.claim(a, mode_a, b, mode_b, part, goal=goal, **more)
+    return found if part == "puzzles" else found | {"name": f"{found['name']}_{part}"}
 
 
 def _claims() -> tuple[dict, ...]:

@@ -2,9 +2,15 @@
 
     python -m rpt.compile --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
 
-The shape and settings meant to fit, no weights: to train, set config.data.weights to a folder,
-which brings its own shape, and config.model to None. The command says whether they fit;
-docs/scaling.md has no table of it yet.
+The shape and settings that fit, no weights: to train, set config.data.weights to a folder,
+which brings its own shape, and config.model to None. On v5e:4x4, predicted (docs/scaling.md):
+
+    program         HBM of 16 GB   bound by   seconds of a step
+    decode          65%            HBM        9.1
+    accumulate      73%            compute    12.6
+    trunk_backward  39%            compute    0.4
+    others          12 to 55%                 0.3
+    step                                      22.5, 93,917 thought tokens/s
 
     parameters                  1.54 billion; head tied to the embedding
     layers, width, feed-forward 28, 1536, 8960

@@ -3,9 +3,15 @@
     python -m rpt.compile --config=configs/r1_distill_qwen_14b.py --topology=v5p:4x4x4
 
 Prompts of 4,096 tokens, responses of 8,192, groups of 8, 256 questions a step (arXiv 2506.08007).
-The shape and settings meant to fit, no weights: `configs/paper_rpt.py` trains from a folder of
-them, with the mesh of this file. The command says whether they fit; docs/scaling.md has no table of
-it yet.
+The shape and settings that fit, no weights: `configs/paper_rpt.py` trains from a folder of them,
+with the mesh of this file. On v5p:4x4x4, predicted (docs/scaling.md):
+
+    program         HBM of 95 GB   bound by   seconds of a step
+    decode          72%            HBM        201
+    accumulate      55%            compute    103
+    trunk_backward  26%            compute    0.8
+    others           5 to 67%                 0.7
+    step                                      305, 55,066 thought tokens/s
 
     parameters                  14.8 billion
     layers, width, feed-forward 48, 5120, 13824
