@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpt import formats, loading, rollout
+from rpt import formats, loading, phases, rollout
 from rpt.model import config as model_config
 from rpt.model import transformer
 
@@ -61,10 +61,10 @@ def settings(workload: Workload, group: int) -> rollout.RolloutConfig:
     return rollout.RolloutConfig(group_size=group, think_tokens=workload.new_tokens - 2)
 
 
-def tables(model: model_config.ModelConfig) -> rollout.Tables:
+def tables(model: model_config.ModelConfig) -> phases.Tables:
     """One token of tail, one of close; no token ends a thought or an answer."""
     V, states = model.vocab_size, len(formats.MARKER) + 1
-    return rollout.Tables(
+    return phases.Tables(
         tail_ids=jnp.array([1]),
         forced_ids=jnp.array([2]),
         close_length=jnp.int32(1),

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from rpt import branch_cache, chips, hlo, hlo_costs, programs, rollout, sharding
+from rpt import branch_cache, chips, hlo, hlo_costs, phases, programs, rollout, sharding
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
@@ -286,7 +286,7 @@ def _names(spec: PartitionSpec) -> set[str]:
 class _Counter:
     """Programs as they are compiled, with what lives beside each."""
 
-    def __init__(self, config, model, chip: chips.Chip, mesh: Mesh, tables: rollout.Tables):
+    def __init__(self, config, model, chip: chips.Chip, mesh: Mesh, tables: phases.Tables):
         self.chip, self.mesh, self.layers = chip, mesh, model.num_layers
         self.branches = config.positions.cuts_per_document * config.rollout.group_size
         trained = config.reward.groups_per_document * config.rollout.group_size or self.branches

@@ -19,6 +19,7 @@ from rpt import (
     formats,
     ledger,
     loading,
+    phases,
     predictions,
     rewards,
     rollout,
@@ -197,7 +198,7 @@ def think(
 ) -> tuple[Thoughts, int]:
     """`settings.group_size` thoughts at every position of `thought_P`, and the FLOPs executed."""
     loaded = subject.loaded
-    tables = rollout.make_tables(loaded.tokenizer, subject.template, loaded.model.vocab_size)
+    tables = phases.make_tables(loaded.tokenizer, subject.template, loaded.model.vocab_size)
     # Two lengths of the branch cache, for the same reason.
     half = -(-rollout.total_positions(settings, tables) // 2)
     settings = dataclasses.replace(settings, chunk_tokens=half)

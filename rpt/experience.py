@@ -18,6 +18,7 @@ from rpt import (
     formats,
     ledger,
     objectives,
+    phases,
     positions,
     predictions,
     rewards,
@@ -49,8 +50,8 @@ class Task:
         return known + [b""] * (self.model.vocab_size - len(known))
 
     @functools.cached_property
-    def tables(self) -> rollout.Tables:
-        return rollout.make_tables(self.tokenizer, self.template, self.model.vocab_size)
+    def tables(self) -> phases.Tables:
+        return phases.make_tables(self.tokenizer, self.template, self.model.vocab_size)
 
     @functools.cached_property
     def expressible_V(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from rpt import (
     hosts,
     ledger,
     loading,
+    phases,
     positions,
     rollout,
     scoring,
@@ -79,7 +80,7 @@ class Gate:
             chunk_tokens=experiment.rollout.think_tokens,
         )
         self._model = model
-        self._tables = rollout.make_tables(tokenizer, template, model.vocab_size)
+        self._tables = phases.make_tables(tokenizer, template, model.vocab_size)
 
     def accuracy(self, params: Any) -> tuple[dict[str, float], int]:
         """By part, the share of its labelled tokens that one sampled thought predicts; FLOPs."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpt import branch_cache, formats, optimizers, rollout, scoring, sharding, update
+from rpt import branch_cache, formats, optimizers, phases, rollout, scoring, sharding, update
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
@@ -29,7 +29,7 @@ CompiledOne = Callable[[str, jax.stages.Compiled, float], None]
 def compile_step(
     config: config_lib.Config,
     model: model_config.ModelConfig,
-    tables: rollout.Tables,
+    tables: phases.Tables,
     mesh: Mesh,
     *,
     branch_length: int | None = None,
@@ -40,7 +40,7 @@ def compile_step(
     Args:
       config: sections train, positions, rollout, objective.
       model: static model shape.
-      tables: of `rollout.make_tables`, or `table_shapes`.
+      tables: of `phases.make_tables`, or `table_shapes`.
       mesh: of real or described devices.
       branch_length: T of the update's micro-batch; that of the longest branch by default.
       compiled_one: called with every program's name, itself, and the seconds it took to compile.
@@ -59,11 +59,11 @@ def compile_step(
         return program.compiled
 
 
-def table_shapes(vocab_size: int, tail: int, close: int) -> rollout.Tables:
+def table_shapes(vocab_size: int, tail: int, close: int) -> phases.Tables:
     """Shapes of the sampler's tables, for a tail and a close of so many tokens and no suffix."""
     struct: Any = jax.ShapeDtypeStruct
     states = len(formats.MARKER) + 1
-    return rollout.Tables(
+    return phases.Tables(
         tail_ids=struct((tail,), jnp.int32),
         forced_ids=struct((close,), jnp.int32),
         close_length=struct((), jnp.int32),
@@ -102,7 +102,7 @@ def _rows(mesh: Mesh, dtype: Any) -> Callable[[tuple[int, ...]], Any]:
 
 
 def _compile_rollout(
-    program: _Compiler, config: config_lib.Config, model, tables: rollout.Tables, mesh: Mesh
+    program: _Compiler, config: config_lib.Config, model, tables: phases.Tables, mesh: Mesh
 ) -> None:
     B, S = config.train.batch_size, config.train.seq_len
     R = config.positions.cuts_per_document * config.rollout.group_size

@@ -1,19 +1,10 @@
 """Rollouts: G thoughts at every cut of every document, decoded together over one trunk.
 
 All branches of a batch advance in lockstep: position t of every branch is computed at once, so
-the cache is written with one slice per step and the trunk is read once per document. Branches
-pass through four phases:
-
-    THINK   sampled tokens, until the bytes `</think>` have appeared (at any tokenisation) or the
-            budget is used up
-    FORCE   tokens given by the template: its suffix after the marker, or, when the budget was
-            used up and `on_budget='force_close'`, the whole close; never in the loss
-    ANSWER  sampled tokens: exactly `answer_tokens` in the token format, up to that many in boxed
-    DONE
-
-The marker is found on the device by the automaton of `formats.marker_automaton`. Decoding runs in
-chunks; between chunks one scalar reaches the host, finished branches are compacted away within
-each document, and the branch cache grows to its next bucket.
+the cache is written with one slice per step and the trunk is read once per document. What a branch
+passes through stands in rpt/phases.py. Decoding runs in chunks; between chunks one scalar reaches
+the host, finished branches are compacted away within each document, and the branch cache grows to
+its next bucket.
 """
 
 import dataclasses
@@ -24,14 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import tokenizers
 from kernels.branch_attention import api as branch_attention
 from kernels.sample import noise
-from rpt import branch_cache, formats, ops, sharding
+from rpt import branch_cache, formats, ops, phases, sharding
 from rpt.model import config as config_lib
 from rpt.model import decoding, transformer
-
-THINK, FORCE, ANSWER, DONE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,50 +51,12 @@ class RolloutConfig:
             )
 
 
-class Tables(NamedTuple):
-    """What the device must know of tokenizer and template.
-
-    `forced_ids` is the template's close followed by its suffix alone; a budget close starts at 0,
-    a suffix at `close_length`.
-    """
-
-    tail_ids: jax.Array
-    forced_ids: jax.Array
-    close_length: jax.Array
-    automaton_VS: jax.Array
-    straddles_VS: jax.Array
-    stop_V: jax.Array
-
-
 class Sampler(NamedTuple):
     """What all rollouts over the same trunk under the same parameters share, of `make_sampler`."""
 
     copy: decoding.SamplingCopy
     kv_LBSKH: transformer.KeyValues
     trunk: tuple[branch_attention.Trunk, ...]
-
-
-class Branches(NamedTuple):
-    """Everything that lives per branch; all [B, R] or [B, R, T]. `slot` is the original index."""
-
-    slot_BR: jax.Array
-    lo_BR: jax.Array
-    hi_BR: jax.Array
-    key_BR2: jax.Array
-    target_BR: jax.Array
-    phase_BR: jax.Array
-    match_BR: jax.Array
-    forced_BR: jax.Array
-    sampled_count_BR: jax.Array
-    length_BR: jax.Array
-    answer_start_BR: jax.Array
-    over_budget_BR: jax.Array
-    tokens_BRT: jax.Array
-    sampled_BRT: jax.Array
-    log_prob_BRT: jax.Array
-    threshold_BRT: jax.Array
-    best_BRT: jax.Array
-    target_log_prob_BRT: jax.Array
 
 
 class Rollout(NamedTuple):
@@ -133,35 +83,7 @@ class Rollout(NamedTuple):
     decode_steps: tuple[tuple[int, int, int], ...]
 
 
-def make_tables(tokenizer: tokenizers.Tokenizer, template: formats.Template, vocab_size: int):
-    """Tables for a vocabulary of `vocab_size` rows (at least the tokenizer's, padded by no-ops)."""
-    raw = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    raw += [b""] * (vocab_size - len(raw))
-    automaton_VS, straddles_VS = formats.marker_automaton(raw)
-    close = tokenizer.encode_markup(template.close)
-    suffix = tokenizer.encode_markup(template.suffix)
-    stop_V = np.zeros(vocab_size, bool)
-    if tokenizer.eos_id is not None:
-        stop_V[tokenizer.eos_id] = True
-    # Padding rows of the embedding are no text: ending the branch there gives them reward 0.
-    stop_V[tokenizer.vocab_size :] = True
-    tables = Tables(
-        tail_ids=jnp.asarray(tokenizer.encode_markup(template.tail)),
-        forced_ids=jnp.asarray(np.concatenate([close, suffix])),
-        close_length=jnp.int32(len(close)),
-        automaton_VS=jnp.asarray(automaton_VS),
-        straddles_VS=jnp.asarray(straddles_VS),
-        stop_V=jnp.asarray(stop_V),
-    )
-    if not len(tables.tail_ids):
-        raise ValueError(
-            "the template has nothing between {{document}} and {{thought}}; a branch needs at "
-            "least one token there, such as <think>"
-        )
-    return Tables(*[jnp.asarray(x) for x in tables])
-
-
-def total_positions(config: RolloutConfig, tables: Tables) -> int:
+def total_positions(config: RolloutConfig, tables: phases.Tables) -> int:
     """T: the longest branch possible, tail and forced tokens included."""
     forced = tables.forced_ids.shape[0]
     return tables.tail_ids.shape[0] + config.think_tokens + forced + config.answer_tokens
@@ -211,7 +133,7 @@ def rollout(
     model: config_lib.ModelConfig,
     config: RolloutConfig,
     sampler: Sampler,
-    tables: Tables,
+    tables: phases.Tables,
     cut_BC: np.ndarray,
     valid_BC: np.ndarray,
     *,
@@ -231,7 +153,7 @@ def rollout(
       model: static model shape.
       config: static sampling settings.
       sampler: of `make_sampler`.
-      tables: of `make_tables`.
+      tables: of `phases.make_tables`.
       cut_BC: trunk positions; the branches of cut c see positions [0, c) of their row.
       valid_BC: slots without a cut decode nothing.
       seed, step, document_ids_B, round_: identity of the noise, see `branch_keys`.
@@ -284,20 +206,20 @@ def rollout(
 @functools.partial(jax.jit, static_argnames=("model", "T", "size"))
 def start(
     model, tables, hi_BR, live_BR, key_BR2, target_BR, T, size
-) -> tuple[Branches, decoding.Cache]:
+) -> tuple[phases.Branches, decoding.Cache]:
     """Branches of T positions at their beginning, and an empty cache of `size` positions."""
     B, R = hi_BR.shape
     tail = tables.tail_ids.shape[0]
     zeros_BR = jnp.zeros((B, R), jnp.int32)
     float_BRT = jnp.zeros((B, R, T), jnp.float32)
     tokens_BRT = jnp.zeros((B, R, T), jnp.int32).at[:, :, :tail].set(tables.tail_ids)
-    branches = Branches(
+    branches = phases.Branches(
         slot_BR=jnp.broadcast_to(jnp.arange(R, dtype=jnp.int32), (B, R)),
         lo_BR=zeros_BR,
         hi_BR=hi_BR,
         key_BR2=key_BR2,
         target_BR=zeros_BR if target_BR is None else target_BR.astype(jnp.int32),
-        phase_BR=jnp.where(live_BR, THINK, DONE).astype(jnp.int32),
+        phase_BR=jnp.where(live_BR, phases.THINK, phases.DONE).astype(jnp.int32),
         match_BR=zeros_BR,
         forced_BR=zeros_BR,
         sampled_count_BR=zeros_BR,
@@ -344,116 +266,22 @@ def decode(model, config, copy, tables, trunk, cache, branches, t, size, record)
             model, copy, trunk, cache, token_BR, lo_BR, hi_BR, hi_BR - lo_BR, t, rotations
         )
         hidden_MD = hidden_BRD.reshape(-1, hidden_BRD.shape[-1])
-        branches = _advance(config, tables, branches, hidden_MD, copy.unembedding_VD, t + 1, record)
+        branches = phases.advance(
+            config, tables, branches, hidden_MD, copy.unembedding_VD, t + 1, record
+        )
         return branches, cache, t + 1
 
     def unfinished(state):
         branches, _, t = state
-        return (t < last) & jnp.any(branches.phase_BR != DONE)
+        return (t < last) & jnp.any(branches.phase_BR != phases.DONE)
 
     branches, cache, t = jax.lax.while_loop(unfinished, body, (branches, cache, t))
-    live = jnp.max(jnp.sum(branches.phase_BR != DONE, axis=1))
+    live = jnp.max(jnp.sum(branches.phase_BR != phases.DONE, axis=1))
     return branches, cache, t, live
 
 
-@jax.named_scope("advance")
-def _advance(config, tables, branches: Branches, hidden_MD, unembedding_VD, t, record) -> Branches:
-    """Writes the token at position t of every live branch and moves its phase on."""
-    B, R = branches.phase_BR.shape
-    keys_M2 = noise.fold(branches.key_BR2.reshape(B * R, 2), jnp.full(B * R, t, jnp.uint32))
-    drawn = ops.sample(
-        hidden_MD,
-        unembedding_VD,
-        keys_M2,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-    )
-    drawn = jax.tree.map(lambda x: x.reshape(B, R), drawn)
-
-    phase = branches.phase_BR
-    sampling_BR = (phase == THINK) | (phase == ANSWER)
-    forced_token_BR = tables.forced_ids[jnp.minimum(branches.forced_BR, _last(tables.forced_ids))]
-    token_BR = jnp.where(phase == FORCE, forced_token_BR, drawn.token_M)
-    # Nothing is left of what an ended branch computes: compacting it away must change nothing.
-    token_BR = jnp.where(phase == DONE, 0, token_BR)
-    threshold_BR = jnp.where(phase == DONE, -jnp.inf, drawn.threshold_M)
-    best_BR = jnp.where(phase == DONE, 0, drawn.best_M)
-    moved = _next_phase(config, tables, branches, token_BR)
-
-    def put(array_BRT, value_BR):
-        return jax.lax.dynamic_update_slice_in_dim(
-            array_BRT, value_BR[..., None].astype(array_BRT.dtype), t, axis=2
-        )
-
-    if record:
-        target = ops.logprob(hidden_MD, unembedding_VD, branches.target_BR.reshape(-1))
-        target_BR = jnp.where(phase == DONE, 0.0, target.log_prob_M.reshape(B, R))
-        moved = moved._replace(target_log_prob_BRT=put(branches.target_log_prob_BRT, target_BR))
-    return moved._replace(
-        length_BR=jnp.where(phase != DONE, t + 1, branches.length_BR),
-        answer_start_BR=jnp.where(
-            (phase == ANSWER) & (branches.answer_start_BR < 0), t, branches.answer_start_BR
-        ),
-        tokens_BRT=put(branches.tokens_BRT, token_BR),
-        sampled_BRT=put(branches.sampled_BRT, sampling_BR),
-        log_prob_BRT=put(branches.log_prob_BRT, jnp.where(sampling_BR, drawn.log_prob_M, 0.0)),
-        threshold_BRT=put(branches.threshold_BRT, threshold_BR),
-        best_BRT=put(branches.best_BRT, best_BR),
-    )
-
-
-def _last(array: jax.Array) -> int:
-    return array.shape[0] - 1
-
-
-def _next_phase(config: RolloutConfig, tables: Tables, branches: Branches, token_BR) -> Branches:
-    """The phase after `token_BR` was written, with its counters."""
-    phase, match = branches.phase_BR, branches.match_BR
-    accept = tables.automaton_VS.shape[1] - 1
-    close_length, forced_total = tables.close_length, tables.forced_ids.shape[0]
-    count_BR = branches.sampled_count_BR + ((phase == THINK) | (phase == ANSWER))
-    stopped_BR = tables.stop_V[token_BR]
-
-    # THINK: the marker, a stop token, or the end of the budget.
-    new_match = jnp.where(phase == THINK, tables.automaton_VS[token_BR, match], match)
-    closed_BR = new_match == accept
-    exact_BR = ~tables.straddles_VS[token_BR, match]
-    has_suffix = close_length < forced_total
-    spent_BR = count_BR >= config.think_tokens
-    over_BR = (phase == THINK) & spent_BR & ~closed_BR & ~stopped_BR
-    after_budget = FORCE if config.on_budget == "force_close" else DONE
-    from_think = jnp.where(spent_BR, after_budget, THINK)
-    from_think = jnp.where(stopped_BR, DONE, from_think)
-    from_think = jnp.where(closed_BR, jnp.where(exact_BR & has_suffix, FORCE, ANSWER), from_think)
-    begin_BR = jnp.where(closed_BR, close_length, 0)
-
-    # FORCE: until the end of the close (begun at 0) or of the suffix (begun after the close).
-    next_forced = branches.forced_BR + 1
-    force_over = (next_forced == close_length) | (next_forced == forced_total)
-    from_force = jnp.where(force_over, ANSWER, FORCE)
-
-    # ANSWER: a fixed number of tokens, or a stop token.
-    answered_BR = count_BR >= config.answer_tokens
-    from_answer = jnp.where(answered_BR | stopped_BR, DONE, ANSWER)
-
-    new_phase = jnp.select(
-        [phase == THINK, phase == FORCE, phase == ANSWER],
-        [from_think, from_force, from_answer],
-        DONE,
-    )
-    return branches._replace(
-        phase_BR=new_phase.astype(jnp.int32),
-        match_BR=new_match.astype(jnp.int32),
-        forced_BR=jnp.where(phase == THINK, begin_BR, next_forced).astype(jnp.int32),
-        # The answer counts from zero again.
-        sampled_count_BR=jnp.where((phase == THINK) & (new_phase != THINK), 0, count_BR),
-        over_budget_BR=branches.over_budget_BR | over_BR,
-    )
-
-
 @jax.jit
-def _scatter(finished: Branches, branches: Branches) -> Branches:
+def _scatter(finished: phases.Branches, branches: phases.Branches) -> phases.Branches:
     """Writes (possibly compacted) branches back to their original slots."""
 
     def put(full, part):
@@ -463,10 +291,10 @@ def _scatter(finished: Branches, branches: Branches) -> Branches:
 
 
 @functools.partial(jax.jit, static_argnames=("keep",))
-def _compact(finished, branches, keep) -> tuple[Branches, Branches, jax.Array]:
+def _compact(finished, branches, keep) -> tuple[phases.Branches, phases.Branches, jax.Array]:
     """The first `keep` branches of every document, live ones first, and their order [B, keep]."""
     finished = _scatter(finished, branches)
-    order_BR = jnp.argsort(branches.phase_BR == DONE, axis=1, stable=True)[:, :keep]
+    order_BR = jnp.argsort(branches.phase_BR == phases.DONE, axis=1, stable=True)[:, :keep]
 
     def take(x):
         return jax.vmap(lambda row, order: row[order])(x, order_BR)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels.logprob import api as logprob
 from kernels.sample import noise
-from rpt import formats, objectives, optimizers, rollout, sharding, update
+from rpt import formats, objectives, optimizers, phases, rollout, sharding, update
 from rpt.model import transformer
 
 B, S, R, T = 8, 8, 2, 6
@@ -202,7 +202,7 @@ def test_rollouts_keep_their_noise(tiny_model, tiny_params, batch):
     mesh = sharding.make_mesh(MESHES["fsdp4_tensor2"], B)
     trunk, _ = batch
     raw = [bytes((97 + i % 26,)) for i in range(38)] + [b"</think>", b"<eos>"]
-    tables = rollout.Tables(
+    tables = phases.Tables(
         jnp.asarray([3, 4]),
         jnp.asarray([38, 5]),
         jnp.int32(1),

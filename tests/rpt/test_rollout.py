@@ -16,7 +16,7 @@ import pytest
 
 from kernels.logprob import api as logprob
 from kernels.sample import noise
-from rpt import formats, rollout, update
+from rpt import formats, phases, rollout, update
 from rpt.model import config as config_lib
 from rpt.model import decoding, transformer
 
@@ -48,9 +48,9 @@ class ListTokenizer:
         return np.array(ids, np.int32)
 
 
-def make_tables(template=TEMPLATE) -> rollout.Tables:
+def make_tables(template=TEMPLATE) -> phases.Tables:
     """With four rows more than the tokenizer has tokens: they end a branch."""
-    return rollout.make_tables(ListTokenizer(), template, 40)
+    return phases.make_tables(ListTokenizer(), template, 40)
 
 
 SCRIPTED = config_lib.ModelConfig(
@@ -171,20 +171,20 @@ def test_an_empty_slot_decodes_nothing():
 def test_a_template_without_suffix_goes_from_the_marker_to_the_answer(tiny_model):
     tables = make_tables(formats.parse_template("{{document}}<think>{{thought}}</think>{{answer}}"))
     assert tables.close_length == tables.forced_ids.shape[0] == 1
-    phases = {}
+    passed = {}
     for first in ("</think>", "d"):
         row = lambda x: jnp.asarray([[x]])  # noqa: E731
         keys = jnp.zeros((1, 1, 2), jnp.uint32)
         branches, _ = rollout.start(tiny_model, tables, row(3), row(True), keys, None, 12, 12)
         tokens = [first] * 4 if first == "d" else [first, "e", "f"]
-        phases[first] = []
+        passed[first] = []
         for token in tokens:
-            branches = rollout._next_phase(SCRIPT_CONFIG, tables, branches, row(ID[token]))
-            phases[first].append(int(branches.phase_BR[0, 0]))
-    assert phases["</think>"] == [rollout.ANSWER, rollout.ANSWER, rollout.DONE]
-    assert phases["d"] == [rollout.THINK] * 3 + [rollout.FORCE]
-    branches = rollout._next_phase(SCRIPT_CONFIG, tables, branches, row(ID["</think>"]))
-    assert branches.phase_BR[0, 0] == rollout.ANSWER
+            branches = phases.next_phase(SCRIPT_CONFIG, tables, branches, row(ID[token]))
+            passed[first].append(int(branches.phase_BR[0, 0]))
+    assert passed["</think>"] == [phases.ANSWER, phases.ANSWER, phases.DONE]
+    assert passed["d"] == [phases.THINK] * 3 + [phases.FORCE]
+    branches = phases.next_phase(SCRIPT_CONFIG, tables, branches, row(ID["</think>"]))
+    assert branches.phase_BR[0, 0] == phases.ANSWER
 
 
 def test_a_template_with_an_empty_tail_is_refused():
