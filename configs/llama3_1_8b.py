@@ -2,8 +2,12 @@
 
     python -m rpt.compile --config=configs/llama3_1_8b.py --topology=v5p:2x2x2
 
-The shape and settings that fit, no weights: to train, set config.data.weights to a folder,
-which brings its own shape, and config.model to None. On v5p:2x2x2, predicted (docs/scaling.md):
+To train, say where weights and documents are, for example with
+
+    python -m rpt.train --workdir=gs://BUCKET/runs/first \
+        --config=configs/llama3_1_8b.py:weights=/models/it,documents=omni_math.jsonl
+
+(configs/paper_rpt.py says what documents look like). On v5p:2x2x2, predicted (docs/scaling.md):
 
     program         HBM of 95 GB   bound by   seconds of a step
     decode          45%            HBM        20.9
@@ -25,26 +29,25 @@ from ml_collections import ConfigDict
 from configs import common, paper_rpt
 from rpt.model import config as model_config
 
+_SHAPE = common.model(
+    vocab_size=128_256,
+    width=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_width=128,
+    ff_width=14_336,
+    rope_theta=500_000.0,
+    rope_scaling=model_config.Llama3Scaling(8.0, 1.0, 4.0, 8192),
+    norm_epsilon=1e-5,
+    tied_head=False,
+    dtype="bfloat16",
+    remat="full",
+)
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = common.parse_arg(arg, seed=0)
-    config = paper_rpt.get_config(f"seed={switches.seed}")
-    config.data.weights = ""
-    config.model = common.model(
-        vocab_size=128_256,
-        width=4096,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_width=128,
-        ff_width=14_336,
-        rope_theta=500_000.0,
-        rope_scaling=model_config.Llama3Scaling(8.0, 1.0, 4.0, 8192),
-        norm_epsilon=1e-5,
-        tied_head=False,
-        dtype="bfloat16",
-        remat="full",
-    )
+    config = paper_rpt.of_shape(arg, _SHAPE)
     config.mesh.fsdp, config.mesh.tensor = -1, 2
     config.data.shards = 16  # of up to 16 hosts
     config.train.seq_len = 2048

@@ -24,6 +24,16 @@ _SPLITS = "validation=0.045&test=0.045"
 _THINK_TOKENS, _ANSWER_TOKENS = 8128, 64
 
 
+def of_shape(arg: str, shape: ConfigDict) -> ConfigDict:
+    """The same settings for another model: `shape` alone, for rpt.compile, or with the switch
+    `weights` a folder of such weights. Without the switch `proxy` positions are chosen by the
+    policy as it began, which has the policy's tokenizer in any case."""
+    switches = common.parse_arg(arg, seed=0, weights="", proxy="init", documents="omni_math.jsonl")
+    config = get_config(",".join(f"{name}={value}" for name, value in switches.items()))
+    config.model = None if switches.weights else shape
+    return config
+
+
 def get_config(arg: str = "") -> ConfigDict:
     switches = common.parse_arg(
         arg,

@@ -2,8 +2,12 @@
 
     python -m rpt.compile --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
 
-The shape and settings that fit, no weights: to train, set config.data.weights to a folder,
-which brings its own shape, and config.model to None. On v5e:4x4, predicted (docs/scaling.md):
+To train, say where weights and documents are, for example with
+
+    python -m rpt.train --workdir=gs://BUCKET/runs/first \
+        --config=configs/qwen2_5_1_5b.py:weights=/models/it,documents=omni_math.jsonl
+
+(configs/paper_rpt.py says what documents look like). On v5e:4x4, predicted (docs/scaling.md):
 
     program         HBM of 16 GB   bound by   seconds of a step
     decode          65%            HBM        9.1
@@ -24,25 +28,24 @@ from ml_collections import ConfigDict
 
 from configs import common, paper_rpt
 
+_SHAPE = common.model(
+    vocab_size=151_936,
+    width=1536,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    head_width=128,
+    ff_width=8960,
+    rope_theta=1e6,
+    norm_epsilon=1e-6,
+    qkv_bias=True,
+    dtype="bfloat16",
+    remat="full",
+)
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = common.parse_arg(arg, seed=0)
-    config = paper_rpt.get_config(f"seed={switches.seed}")
-    config.data.weights = ""
-    config.model = common.model(
-        vocab_size=151_936,
-        width=1536,
-        num_layers=28,
-        num_heads=12,
-        num_kv_heads=2,
-        head_width=128,
-        ff_width=8960,
-        rope_theta=1e6,
-        norm_epsilon=1e-6,
-        qkv_bias=True,
-        dtype="bfloat16",
-        remat="full",
-    )
+    config = paper_rpt.of_shape(arg, _SHAPE)
     # Two key/value heads split over two chips at most, and the copy fits whole.
     config.mesh.fsdp, config.mesh.tensor = -1, 1
     config.data.shards = 16  # of up to 16 hosts

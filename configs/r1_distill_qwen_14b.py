@@ -3,8 +3,9 @@
     python -m rpt.compile --config=configs/r1_distill_qwen_14b.py --topology=v5p:4x4x4
 
 Prompts of 4,096 tokens, responses of 8,192, groups of 8, 256 questions a step (arXiv 2506.08007).
-The shape and settings that fit, no weights: `configs/paper_rpt.py` trains from a folder of them,
-with the mesh of this file. On v5p:4x4x4, predicted (docs/scaling.md):
+The settings of `configs/paper_rpt.py` with a mesh; to train, give the switches `weights`,
+`documents` and, as the paper, `proxy`, which are explained there. On v5p:4x4x4, predicted
+(docs/scaling.md):
 
     program         HBM of 95 GB   bound by   seconds of a step
     decode          72%            HBM        201
@@ -25,26 +26,25 @@ from ml_collections import ConfigDict
 
 from configs import common, paper_rpt
 
+_SHAPE = common.model(
+    vocab_size=152_064,
+    width=5120,
+    num_layers=48,
+    num_heads=40,
+    num_kv_heads=8,
+    head_width=128,
+    ff_width=13_824,
+    rope_theta=1e6,
+    norm_epsilon=1e-5,
+    qkv_bias=True,
+    tied_head=False,
+    dtype="bfloat16",
+    remat="full",
+)
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    switches = common.parse_arg(arg, seed=0)
-    config = paper_rpt.get_config(f"seed={switches.seed}")
-    config.data.weights = ""
-    config.model = common.model(
-        vocab_size=152_064,
-        width=5120,
-        num_layers=48,
-        num_heads=40,
-        num_kv_heads=8,
-        head_width=128,
-        ff_width=13_824,
-        rope_theta=1e6,
-        norm_epsilon=1e-5,
-        qkv_bias=True,
-        tied_head=False,
-        dtype="bfloat16",
-        remat="full",
-    )
+    config = paper_rpt.of_shape(arg, _SHAPE)
     config.mesh.fsdp, config.mesh.tensor = -1, 4
     config.data.shards = 16  # of up to 16 hosts
     return config

@@ -3,21 +3,22 @@
 Nothing here has run: memory is the compiler's, FLOPs and bytes are counted in its programs
 (`rpt/hlo_costs.py`), seconds are those over the chip's published rates (`rpt/chips.py`). The time
 of a program is that of the slowest of compute, HBM and links between chips (ICI), each at its full
-rate and perfectly overlapped, so a prediction is a lower bound.
+rate and perfectly overlapped. The step is the dearest that there is: every thought uses its budget
+and every group has a gradient. What is not in it at all `not_counted` says.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from rpt import branch_cache, chips, hlo, hlo_costs, phases, programs, rollout, sharding
+from rpt import branch_cache, chips, hlo, hlo_costs, phases, programs, rewards, rollout, sharding
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import decoding, transformer
@@ -70,7 +71,8 @@ class Program:
 class Report:
     """A step on a slice. `refused` says what the compiler said when a program did not fit; the
     programs after it are missing then. `tokens` are those of all branches, as they are decoded;
-    `fsdp_bounds` what one run of a program must receive, see there."""
+    `fsdp_bounds` what one run of a program must receive, see there; `not_counted` what the config
+    asks of a step beside these programs."""
 
     topology: str
     mesh: dict[str, int]
@@ -78,6 +80,7 @@ class Report:
     programs: tuple[Program, ...]
     tokens: int
     fsdp_bounds: dict[str, float]
+    not_counted: tuple[str, ...] = ()
     refused: str = ""
 
     @property
@@ -178,8 +181,24 @@ def compile_report(
         programs=tuple(counter.found.values()),
         tokens=config.train.batch_size * counter.branches * (T - tail),
         fsdp_bounds=fsdp_bounds(model, mesh),
+        not_counted=not_counted(config),
         refused=refused,
     )
+
+
+def not_counted(config: config_lib.Config) -> tuple[str, ...]:
+    """What a step does, by its config, that is no program here."""
+    reward, proxy = config.reward, config.positions.proxy
+    asked = {
+        "a proxy's trunk pass and parameters": bool(proxy),
+        "the KL reference's forward passes and parameters": config.objective.kl_weight > 0,
+        f"the trunk pass of the reward {reward.name}": reward.name
+        in rewards.NEEDS_FIRST_TOKEN_PROBS,
+        f"up to {reward.max_rounds - 1} further rounds of sampling from step "
+        f"{reward.dynamic_from_step} on": reward.dynamic_from_step >= 0,
+    }
+    always = ("moving ended branches away", "samples for people", "the host's rewards and reading")
+    return (*[what for what, is_asked in asked.items() if is_asked], *always)
 
 
 def fsdp_bounds(model: model_config.ModelConfig, mesh: Mesh | AbstractMesh) -> dict[str, float]:
@@ -210,6 +229,27 @@ def fsdp_bounds(model: model_config.ModelConfig, mesh: Mesh | AbstractMesh) -> d
             needs[program] += moved * ("forward" in passes)
             needs[program] += (again * moved + summed) * ("backward" in passes)
     return needs
+
+
+def decode_steps(sizes: Sequence[int], tail: int) -> dict[str, float]:
+    """How many steps of a rollout that uses its whole budget the two decode programs stand for.
+
+    A step reads the whole cache, whose size the rollout lets grow, so its cost is linear in the
+    size: a step at a size between the smallest and the largest is shared out between them.
+
+    Args:
+      sizes: of the cache, ascending.
+      tail: positions before the first sampled one.
+    """
+    smallest, largest = sizes[0], sizes[-1]
+    steps = {"decode_first": 0.0, "decode": 0.0}
+    begin = tail
+    for size in sizes:
+        share = (size - smallest) / (largest - smallest) if largest > smallest else 1.0
+        steps["decode"] += (size - begin) * share
+        steps["decode_first"] += (size - begin) * (1 - share)
+        begin = size
+    return steps
 
 
 def links(mesh: Mesh, chip: chips.Chip, axes: tuple[str, ...]) -> int:
@@ -292,16 +332,16 @@ class _Counter:
         trained = config.reward.groups_per_document * config.rollout.group_size or self.branches
         self.micro_batches = -(-trained // config.train.micro_branches)
         T, tail = rollout.total_positions(config.rollout, tables), tables.tail_ids.shape[0]
-        self.decode_steps = T - tail
-        growths = len(branch_cache.ladder(config.rollout.chunk_tokens + tail, T)) - 1
+        sizes = branch_cache.ladder(config.rollout.chunk_tokens + tail, T)
+        self._steps = decode_steps(sizes, tail)
+        growths = len(sizes) - 1
         self._runs = {"accumulate": self.micro_batches, "grow": growths * self.layers}
         self.found: dict[str, Program] = {}
         self._kept: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, memory: Any, text: str, compile_seconds: float) -> Program:
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        trips = self.decode_steps if name == "decode" else 1
-        costs = hlo_costs.count(text, self.mesh.shape, unknown_trips=trips)
+        costs = hlo_costs.count(text, self.mesh.shape, unknown_trips=self._steps.get(name, 1))
         self._kept[name] = (memory.argument_size_in_bytes, memory.output_size_in_bytes)
         program = Program(
             name=name,
@@ -352,6 +392,7 @@ class _Counter:
             "start": state + params + copied + 2 * kv,
             "prefill": state + params + kv,
             "grow": state + params + copied + 2 * kv + 2 * branches + grown,
+            "decode_first": state + params + kv + branches,
             "decode": state + params + kv + branches,
             "trunk_forward": state,
             "accumulate": state + backward,

@@ -8,11 +8,11 @@
 compiles all programs of one training step by the real TPU compiler, without a TPU (it needs libtpu:
 pip install -e '.[tpu]'), and prints per program: HBM of a chip, FLOPs, bytes of HBM and between
 chips, and what bounds it. Bodies of loops count as often as they run. `predicted` stands before
-what was computed from published rates: it is a lower bound of the time, no measurement. Where the
-step does not fit it says so and exits with status 1.
+what was computed from published rates and is no measurement. Where the step does not fit it says so
+and exits with status 1.
 
---search tries meshes, remat policies, micro-batches and batches one after the other, keeps what
-fits and predicts most tokens a second, and compiles at most --search_steps steps for it.
+--search tries meshes, remat policies, micro-batches, first cache sizes and batches one after the
+other, keeps what fits and predicts most tokens a second, and compiles at most --search_steps steps.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 
 from kernels import models
@@ -87,10 +88,11 @@ def _search(config: config_lib.Config, model: model_config.ModelConfig) -> aot.R
             batch_size=candidate.batch_size,
             micro_branches=candidate.micro_branches,
         )
-        tried = dataclasses.replace(config, train=train, mesh=candidate.mesh)
+        rollout = dataclasses.replace(config.rollout, chunk_tokens=candidate.chunk_tokens)
+        tried = dataclasses.replace(config, train=train, rollout=rollout, mesh=candidate.mesh)
         try:
             report = _compile(tried, dataclasses.replace(model, remat=candidate.remat))
-        except ValueError as error:
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
             return compile_search.Outcome(False, 0.0, f"not compiled: {error}")
         reports[candidate] = report
         if not report.fits:

@@ -1,7 +1,7 @@
 """Settings that fit a slice and promise most tokens a second, in a bounded number of compiles.
 
-One coordinate after the other: meshes, remat policies, micro-batches, batches. Each is tried with
-the best found so far of the others. A candidate that does not fit counts as 0 tokens a second.
+One coordinate after the other: meshes, remat policies, micro-batches, first cache sizes, batches.
+Each is tried with the best found so far of the others. A candidate that does not fit counts as 0 tokens a second.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ class Candidate:
     mesh: sharding.MeshConfig
     remat: model_config.Remat
     micro_branches: int
+    chunk_tokens: int
     batch_size: int
 
 
@@ -48,7 +49,13 @@ class Limits:
 def start(config: config_lib.Config, model: model_config.ModelConfig, devices: int) -> Candidate:
     """The config's own settings, its mesh with no axis left open."""
     mesh = sharding.MeshConfig(*sharding.mesh_shape(config.mesh, devices))
-    return Candidate(mesh, model.remat, config.train.micro_branches, config.train.batch_size)
+    return Candidate(
+        mesh,
+        model.remat,
+        config.train.micro_branches,
+        config.rollout.chunk_tokens,
+        config.train.batch_size,
+    )
 
 
 def search(
@@ -62,7 +69,7 @@ def search(
             trials[candidate] = evaluate(candidate)
 
     tried(first)
-    for neighbours in (_meshes, _remats, _micro_branches, _batches):
+    for neighbours in (_meshes, _remats, _micro_branches, _chunks, _batches):
         centre = max(trials, key=lambda c: trials[c].rate)
         for candidate in neighbours(centre, limits):
             tried(candidate)
@@ -106,6 +113,14 @@ def _micro_branches(centre: Candidate, limits: Limits) -> Iterator[Candidate]:
     for size in (centre.micro_branches * 2, centre.micro_branches * 4, centre.micro_branches // 2):
         if size >= 1:
             yield dataclasses.replace(centre, micro_branches=size)
+
+
+def _chunks(centre: Candidate, limits: Limits) -> Iterator[Candidate]:
+    """More sizes of the cache read less of it, and compile more programs."""
+    del limits
+    for size in (centre.chunk_tokens // 2, centre.chunk_tokens * 2):
+        if size >= 1:
+            yield dataclasses.replace(centre, chunk_tokens=size)
 
 
 def _batches(centre: Candidate, limits: Limits) -> Iterator[Candidate]:

@@ -26,6 +26,7 @@ def as_json(report: aot.Report) -> dict[str, Any]:
         "fits": report.fits,
         "refused": report.refused,
         "predicted_step_seconds": report.step_seconds,
+        "not_counted": list(report.not_counted),
         "fsdp_bytes": {
             name: {"counted": counted, "needed": needed}
             for name, (counted, needed) in report.fsdp_exchanges.items()
@@ -55,11 +56,12 @@ def of_search(trials: Sequence[compile_search.Trial]) -> str:
                 f"{mesh.replica} x {mesh.fsdp} x {mesh.tensor}",
                 candidate.remat,
                 str(candidate.micro_branches),
+                str(candidate.chunk_tokens),
                 str(candidate.batch_size),
                 _number(outcome.rate) if outcome.fits else _cell(outcome.reason),
             ]
         )
-    head = ["mesh", "remat", "micro-branches", "batch", "predicted tokens/s"]
+    head = ["mesh", "remat", "micro-branches", "first cache", "batch", "predicted tokens/s"]
     return _table(head, rows)
 
 
@@ -69,7 +71,8 @@ def of_proposal(best: compile_search.Trial) -> str:
     return (
         f"proposed: --config.mesh.replica={mesh.replica} --config.mesh.fsdp={mesh.fsdp} "
         f"--config.mesh.tensor={mesh.tensor} --config.train.batch_size={candidate.batch_size} "
-        f"--config.train.micro_branches={candidate.micro_branches}, remat {candidate.remat!r}"
+        f"--config.train.micro_branches={candidate.micro_branches} "
+        f"--config.rollout.chunk_tokens={candidate.chunk_tokens}, remat {candidate.remat!r}"
     )
 
 
@@ -193,8 +196,10 @@ def verdict(report: aot.Report) -> str:
         return f"does not fit: {largest.name} needs {size} of a chip's HBM"
     return (
         f"fits: {largest.name} needs most, {size}\n"
-        f"predicted: {_number(report.step_seconds)} s a step at least, "
-        f"{_number(report.tokens_per_second)} thought tokens/s at most"
+        f"predicted: {_number(report.step_seconds)} s a step in which all thoughts use their budget "
+        f"and all groups are trained, {_number(report.tokens_per_second)} thought tokens/s, at full "
+        "rates\n"
+        f"not counted: {', '.join(report.not_counted)}"
     )
 
 

@@ -114,7 +114,8 @@ class PositionsConfig:
 
     Attributes:
       proxy: run directory, checkpoint or 'fetch:NAME' whose frozen model gives the filter
-        entropies; 'init' is what training begins with, before any warm-up; '' is the policy.
+        entropies; 'init' is the policy before its first step, of which the run keeps a copy; '' is
+        the policy.
       index: instead, the folder of a difficulty index that a proxy has made (rpt/index.py).
       labels: only tokens with one of these labels, all of them if none is given; 'answer' is also
         'answer/3'. With mode 'random' that is reinforcement learning on verifiable answers.

@@ -1,59 +1,66 @@
 """Where filter_entropy comes from, by which training positions are chosen.
 
     policy     the trunk pass that the step makes anyway (the default)
-    proxy      a frozen model, one more trunk pass a step (config.positions.proxy)
+    proxy      a frozen model, one more trunk pass a step (config.positions.proxy); 'init' is the
+               policy before its first step, the warm-up behind it, of which the run keeps a copy
     index      what a proxy said about the corpus beforehand (config.positions.index, rpt/index.py)
 
 Proxy and index have the policy's tokenizer.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from data import difficulty, pipeline, tokenizers
 from rpt import config, ledger, loading, scoring, sharding
+from rpt.model import config as model_config
 
 INIT = "init"  # config.positions.proxy: the policy as it began
+
+
+class Proxy(NamedTuple):
+    """A frozen model."""
+
+    model: model_config.ModelConfig
+    params: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
     """At most one of the two; none is the policy itself."""
 
-    proxy: loading.Loaded | None = None
+    proxy: Proxy | None = None
     index: difficulty.Index | None = None
 
 
-def open_filter(settings: config.Config, tokenizer: tokenizers.Tokenizer, mesh: Mesh) -> Filter:
-    """What config.positions names; a proxy is spread over the mesh.
+def open_filter(
+    settings: config.PositionsConfig, tokenizer: tokenizers.Tokenizer, mesh: Mesh
+) -> Filter:
+    """What the config names; a proxy is spread over the mesh. For INIT see `frozen`.
 
     Raises:
       FileNotFoundError: it is not there.
-      ValueError: it has another tokenizer than the policy, or cannot be read; or it is the policy
-        as it began, but that was fresh.
+      ValueError: it has another tokenizer than the policy, or cannot be read.
     """
-    if settings.positions.index:
-        return Filter(index=difficulty.Index(settings.positions.index, tokenizer.digest()))
-    where = settings.positions.proxy
-    if not where:
+    if settings.index:
+        return Filter(index=difficulty.Index(settings.index, tokenizer.digest()))
+    if settings.proxy in ("", INIT):
         return Filter()
-    if where == INIT:
-        where = settings.train.init or settings.data.weights
-        if not where:
-            raise ValueError(
-                f"config.positions.proxy={INIT!r} is what training begins with, and here that is "
-                "random: set config.train.init or config.data.weights"
-            )
-    proxy = loading.load_any(where)
+    proxy = loading.load_any(settings.proxy)
     if proxy.tokenizer.digest() != tokenizer.digest():
         raise ValueError(
-            f"the proxy {where} has another tokenizer than the policy; "
+            f"the proxy {settings.proxy} has another tokenizer than the policy; "
             "choose a proxy with the same one"
         )
-    return Filter(proxy=proxy._replace(params=loading.place(mesh, proxy.model, proxy.params)))
+    return frozen(proxy.model, loading.place(mesh, proxy.model, proxy.params))
+
+
+def frozen(model: model_config.ModelConfig, params: Any) -> Filter:
+    """A proxy of parameters that are on the mesh: of INIT the policy's own, before its first step."""
+    return Filter(proxy=Proxy(model, params))
 
 
 def check(chosen: Filter, batch: pipeline.TrunkBatch) -> None:

@@ -184,16 +184,29 @@ def _gathered_backward(axes, residuals, gradient):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def split_rows(tree: Any, axis: int = 0) -> Any:
-    """Arrays whose axis B is `axis`, split there over replica and fsdp where it divides."""
+def split_rows(tree: Any) -> Any:
+    """Arrays whose first axis is B, split there over replica and fsdp where it divides."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
 
     def one(x: jax.Array) -> jax.Array:
-        spec = PartitionSpec(*[None] * axis, _rows(x.shape[axis]))
-        return jax.lax.with_sharding_constraint(x, spec)
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0])))
 
     return jax.tree.map(one, tree)
+
+
+def split_key_values(tree_LBSKH: Any) -> Any:
+    """The trunk's keys and values, or what is summed of their shape: rows and heads split as in
+    `trunk_attention`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree_LBSKH
+
+    def one(x: jax.Array) -> jax.Array:
+        heads = _split(sharding.RULES["kv_heads"], x.shape[3])
+        spec = PartitionSpec(None, _rows(x.shape[1]), None, heads)
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(one, tree_LBSKH)
 
 
 def split_parameters(tree: Any, logical_axes: Any) -> Any:

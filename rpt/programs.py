@@ -47,14 +47,15 @@ def compile_step(
 
     Returns:
       compiled programs: score, sampling_copy, prepare_trunk, start, prefill (unless the tail is one
-      token), grow (one layer of the cache, to its largest size, unless it has only one), decode
-      (with the largest cache), trunk_forward, accumulate, trunk_backward, optimizer.
+      token), decode_first (with the smallest cache) and grow (one layer of the cache, to its
+      largest size), unless it has only one size, decode (with the largest cache), trunk_forward,
+      accumulate, trunk_backward, optimizer.
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         tables, program = _whole(mesh, tables), _Compiler(compiled_one)
         _compile_rollout(program, config, model, tables, mesh)
         longest = rollout.total_positions(config.rollout, tables)
-        length = branch_length or update.padded_length(longest, config.train.t_multiple)
+        length = branch_length or update.padded_length(longest, longest, config.train.t_multiple)
         _compile_update(program, config, model, mesh, length)
         return program.compiled
 
@@ -122,18 +123,21 @@ def _compile_rollout(
     if tail > 1:
         ids = jax.ShapeDtypeStruct((tail - 1,), jnp.int32, sharding=tables.tail_ids.sharding)
         cache = program("prefill", rollout.prefill, model, copy, kv, cache, branches, ids)
+    t = jax.ShapeDtypeStruct((), jnp.int32, sharding=tables.tail_ids.sharding)
+
+    def decode(name: str, cache: decoding.Cache, size: int) -> None:
+        fixed = (model, config.rollout, copy, tables, trunk)
+        program(name, rollout.decode, *fixed, cache, branches, t, size, False)
+
     if len(sizes) > 1:
+        decode("decode_first", cache, sizes[0])
         # All layers are alike; the one of the size before the last.
         shapes = jax.eval_shape(
             functools.partial(branch_cache.grow_layer, size=sizes[-2]), cache[0]
         )
         past = jax.tree.map(lambda x, like: _struct(x, like.sharding), shapes, cache[0])
         cache = (program("grow", branch_cache.grow_layer, past, size=T),) * len(cache)
-    t = jax.ShapeDtypeStruct((), jnp.int32, sharding=tables.tail_ids.sharding)
-    program(
-        "decode", rollout.decode, model, config.rollout, copy, tables, trunk, cache, branches, t,
-        T, False,
-    )  # fmt: skip
+    decode("decode", cache, T)
 
 
 def _compile_update(

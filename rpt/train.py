@@ -95,7 +95,10 @@ def train(
         with session_lib.Session(workdir, config, team, stop) as session:
             state = _begin(run, session, begun.params)
             del begun
-            reference = _reference(run, session, state, workdir)
+            began = _as_it_began(run, session, state, workdir)
+            if config.positions.proxy == filtering.INIT:
+                run = dataclasses.replace(run, chosen=filtering.frozen(run.task.model, began))
+            reference = began if config.objective.kl_weight else None
             if state.step == 0:
                 session.store.save(_saved(run, session, state))
             while state.step < config.train.steps and not session.must_stop():
@@ -129,7 +132,7 @@ def _open(
         shard_index=shards[0],
         shard_count=config.data.shards,
     )
-    chosen = filtering.open_filter(config, begun.tokenizer, mesh)
+    chosen = filtering.open_filter(config.positions, begun.tokenizer, mesh)
     stream = joined.Joined(first, shards, config.data.shards)
     beginning = first.get_state()
     filtering.check(chosen, next(first))
@@ -172,14 +175,15 @@ def _saved(run: _Run, session: session_lib.Session, state: _State) -> checkpoint
     return session.checkpoint(state, own)
 
 
-def _reference(
+def _as_it_began(
     run: _Run, session: session_lib.Session, state: _State, workdir: pathlib.Path
 ) -> Any | None:
-    """The policy as it was before the first step, the warm-up behind it, if KL is wanted.
+    """The policy before the first step, the warm-up behind it, if the KL or the filter wants it.
 
     On disk before any checkpoint of this run, so that a continued run has the same.
     """
-    if not run.task.config.objective.kl_weight:
+    config = run.task.config
+    if not config.objective.kl_weight and config.positions.proxy != filtering.INIT:
         return None
     if state.step == 0:
         session.store.save_scaling(0, state.params)

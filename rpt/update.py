@@ -20,6 +20,7 @@ from rpt import objectives, ops
 from rpt.model import config as config_lib
 from rpt.model import transformer
 
+_SUBLANES = 8
 Array = Any  # numpy on the host, sharded jax arrays on their way into a program
 
 
@@ -69,7 +70,7 @@ def micro_batches(
     """
     B, R, T = arrays.tokens_BRT.shape
     order_BR = np.argsort(-length_BR, axis=1, kind="stable")
-    more = padded_length(T, t_multiple) - T
+    more = padded_length(T, T, t_multiple) - T
 
     def arrange(x):
         x = np.take_along_axis(x, order_BR.reshape(B, R, *[1] * (x.ndim - 2)), axis=1)
@@ -82,7 +83,7 @@ def micro_batches(
     for start, longest in zip(starts, longest_of, strict=True):
         if longest == 0:
             continue
-        end = padded_length(longest, t_multiple)
+        end = padded_length(longest, T, t_multiple)
         batches.append(
             jax.tree.map(
                 lambda x, start=start, end=end: (
@@ -94,10 +95,18 @@ def micro_batches(
     return batches
 
 
-def padded_length(longest: int, t_multiple: int) -> int:
-    """T of a micro-batch whose longest branch has so many tokens: its last is a target only, and
-    those before it, which are run, are a multiple of `t_multiple`."""
-    return 1 + -(-(longest - 1) // t_multiple) * t_multiple
+def padded_length(longest: int, T: int, t_multiple: int) -> int:
+    """T of a micro-batch whose longest branch has `longest` tokens, where none can have more than T.
+
+    Its last token is a target only. Those before it, which are run, are a multiple of `t_multiple`,
+    or all that there can be: then a multiple of 8, the rows of a register of a TPU, if `t_multiple`
+    is not below that.
+    """
+
+    def up(tokens: int, multiple: int) -> int:
+        return 1 + -(-(tokens - 1) // multiple) * multiple
+
+    return min(up(longest, t_multiple), up(T, min(t_multiple, _SUBLANES)))
 
 
 def gradients(
@@ -181,7 +190,7 @@ def _spread(model, total: Gradients) -> Gradients:
     """Laid out over the mesh as the parameters and the trunk are: zeros depend on no argument, so
     the compiler alone would put all of them on every device."""
     params = ops.split_parameters(total.params, transformer.logical_axes(model))
-    return total._replace(params=params, kv_LBSKH=ops.split_rows(total.kv_LBSKH, axis=1))
+    return total._replace(params=params, kv_LBSKH=ops.split_key_values(total.kv_LBSKH))
 
 
 @functools.partial(

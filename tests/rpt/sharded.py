@@ -111,6 +111,24 @@ def test_hidden_states_and_gradients(mesh, tiny_model, tiny_params, batch, alone
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+def test_what_is_summed_over_micro_batches_lies_as_what_it_is_added_to(
+    mesh, tiny_model, tiny_params, batch
+):
+    """Keys' and values' gradients as keys and values, over tensor too: nothing is gathered, and the
+    accumulator is updated where it is. rpt.compile takes it for granted."""
+    placed = place(mesh, tiny_model, tiny_params)
+    trunk, micro = (sharding.shard_rows(mesh, part) for part in batch)
+    with jax.set_mesh(mesh):
+        _, kv, _ = update.trunk_forward(tiny_model, placed, trunk)
+        total = update.zeros(tiny_model, placed, kv)
+        added = update.accumulate(tiny_model, OBJECTIVE, 1.0, placed, kv, micro, total)
+    for one in (total, added):
+        for x, like in zip(
+            jax.tree.leaves((one.params, one.kv_LBSKH)), jax.tree.leaves((placed, kv)), strict=True
+        ):
+            assert x.sharding.is_equivalent_to(like.sharding, x.ndim), (x.sharding, like.sharding)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_one_optimiser_step(mesh, tiny_model, tiny_params, alone, kind):
     """From the same gradient, so that Adam's sign of a rounding error is no difference."""

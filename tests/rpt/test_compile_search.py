@@ -11,14 +11,17 @@ MODEL = model_config.ModelConfig(
     vocab_size=64, width=32, num_layers=2, num_heads=8, num_kv_heads=4, head_width=8, ff_width=64
 )
 LIMITS = compile_search.Limits(8, MODEL)
-FIRST = compile_search.Candidate(sharding.MeshConfig(1, 8, 1), "full", 4, 16)
+FIRST = compile_search.Candidate(sharding.MeshConfig(1, 8, 1), "full", 4, 32, 16)
 GAIN = {"full": 1.0, "dots": 1.3, "none": 1.5}
 
 
 def rate(candidate: compile_search.Candidate) -> float:
     """Rises with every coordinate, so that the search must move along all of them."""
     mesh = 1 + candidate.mesh.tensor / 10
-    return mesh * GAIN[candidate.remat] * candidate.micro_branches * candidate.batch_size
+    first_cache = 1 - candidate.chunk_tokens / 1000
+    return (
+        mesh * GAIN[candidate.remat] * candidate.micro_branches * candidate.batch_size * first_cache
+    )
 
 
 def memory(candidate: compile_search.Candidate) -> float:
@@ -41,6 +44,7 @@ def test_it_proposes_the_best_that_fits_and_moves_along_every_coordinate():
     assert best.candidate.remat == "none"
     assert {t.candidate.batch_size for t in trials} > {16}
     assert {t.candidate.micro_branches for t in trials} > {4}
+    assert best.candidate.chunk_tokens == 16
     assert any(not t.outcome.fits for t in trials)
 
 

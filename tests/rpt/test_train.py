@@ -460,9 +460,9 @@ def test_what_a_step_executes_is_in_the_ledger(everything, base):
 
 @pytest.mark.parametrize("stop_at", [0, 2])
 def test_stopped_with_everything_is_uninterrupted(everything, base, tmp_path, stop_at):
-    """The reference of a continued run is not its current policy, nor that before the warm-up; and
-    the proxy, named here, is what training began with."""
-    changes = {**EVERYTHING, "positions.proxy": str(base), "train.steps": 4}
+    """Reference and proxy of a continued run are not its current policy, nor that before the
+    warm-up."""
+    changes = {**EVERYTHING, "positions.proxy": "init", "train.steps": 4}
     if stop_at:
         changes["logging.keep_last"] = 1  # so that the checkpoint of step 0 is gone
     run = tmp_path / "run"
@@ -471,6 +471,19 @@ def test_stopped_with_everything_is_uninterrupted(everything, base, tmp_path, st
     assert train.train(experiment(base, **changes), run, stop=stop)["step"] == stop_at
     train.train(experiment(base, **changes), run)
     assert_same_run(run, everything[0])
+
+
+def test_without_a_warm_up_the_policy_as_it_began_is_its_base(base, tmp_path):
+    """Not what it has become: the entropies of a policy that has learned are others."""
+    changes = {"train.steps": 3, "train.optimizer.learning_rate": 0.02, "objective.ntp_weight": 1.0}
+    runs = {}
+    for proxy in ("init", str(base), ""):
+        run = tmp_path / (proxy.rpartition("/")[2] or "policy")
+        train.train(experiment(base, **changes, **{"positions.proxy": proxy}), run)
+        runs[proxy] = [line["cut_entropy_nats"] for line in lines(run / "metrics.jsonl")]
+    assert runs["init"] == runs[str(base)]
+    assert runs["init"][0] == runs[""][0]
+    assert runs["init"][1:] != runs[""][1:]
 
 
 def test_no_thought_depends_on_the_document_from_its_cut_on(base):

@@ -172,7 +172,6 @@ def test_a_corrected_mistake_is_forgotten(error, tmp_path):
         ({"data.template": "nowhere.txt"}, "nowhere.txt"),
         ({"train.init": "nowhere"}, "nowhere is no run directory"),
         ({"positions.proxy": "nowhere"}, "nowhere: neither a run directory nor a checkpoint"),
-        ({"positions.proxy": "init"}, "and here that is random"),
         ({"train.seq_len": 8}, "must exceed min_context 8"),
         ({"train.warmup_steps": 1, "rollout.think_tokens": 2}, "leaves no room for a thought"),
     ],
