@@ -189,11 +189,11 @@ def compile_report(
 def not_counted(config: config_lib.Config) -> tuple[str, ...]:
     """What a step does, by its config, that is no program here."""
     reward, proxy = config.reward, config.positions.proxy
+    dense = reward.name in rewards.NEEDS_FIRST_TOKEN_PROBS
     asked = {
         "a proxy's trunk pass and parameters": bool(proxy),
         "the KL reference's forward passes and parameters": config.objective.kl_weight > 0,
-        f"the trunk pass of the reward {reward.name}": reward.name
-        in rewards.NEEDS_FIRST_TOKEN_PROBS,
+        f"the trunk pass of the reward {reward.name}": dense,
         f"up to {reward.max_rounds - 1} further rounds of sampling from step "
         f"{reward.dynamic_from_step} on": reward.dynamic_from_step >= 0,
     }

@@ -1,7 +1,8 @@
 """Settings that fit a slice and promise most tokens a second, in a bounded number of compiles.
 
 One coordinate after the other: meshes, remat policies, micro-batches, first cache sizes, batches.
-Each is tried with the best found so far of the others. A candidate that does not fit counts as 0 tokens a second.
+Each is tried with the best found so far of the others. A candidate that does not fit counts as 0
+tokens a second.
 """
 
 import dataclasses

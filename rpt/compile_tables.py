@@ -196,9 +196,9 @@ def verdict(report: aot.Report) -> str:
         return f"does not fit: {largest.name} needs {size} of a chip's HBM"
     return (
         f"fits: {largest.name} needs most, {size}\n"
-        f"predicted: {_number(report.step_seconds)} s a step in which all thoughts use their budget "
-        f"and all groups are trained, {_number(report.tokens_per_second)} thought tokens/s, at full "
-        "rates\n"
+        f"predicted: {_number(report.step_seconds)} s a step in which all thoughts use their "
+        "budget and all groups are trained, "
+        f"{_number(report.tokens_per_second)} thought tokens/s, at full rates\n"
         f"not counted: {', '.join(report.not_counted)}"
     )
 

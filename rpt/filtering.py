@@ -59,7 +59,7 @@ def open_filter(
 
 
 def frozen(model: model_config.ModelConfig, params: Any) -> Filter:
-    """A proxy of parameters that are on the mesh: of INIT the policy's own, before its first step."""
+    """A proxy of parameters on the mesh: of INIT the policy's own, before its first step."""
     return Filter(proxy=Proxy(model, params))
 
 

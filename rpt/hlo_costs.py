@@ -142,7 +142,7 @@ class _Counter:
         op, called = instruction.opcode, instruction.called
         kind = op.removesuffix("-start")
         if op == "while":
-            return self._loop(instruction)
+            return self._loop(where, instruction)
         if op == "conditional":
             branches = [self._called(name) for name in called.values()]
             return max(branches, key=lambda costs: (costs.flops, costs.hbm_bytes))
@@ -158,8 +158,8 @@ class _Counter:
             found += Costs(collectives=(self._collective(where, instruction, kind),))
         return found + Costs(flops=hlo_products.flops(where, instruction))
 
-    def _loop(self, loop: hlo.Instruction) -> Costs:
-        trips, inside, unknown = hlo_loops.trip_count(self.module, loop), self, ()
+    def _loop(self, where: hlo.Computation, loop: hlo.Instruction) -> Costs:
+        trips, inside, unknown = hlo_loops.trip_count(self.module, where, loop), self, ()
         if trips is None:
             # What is said is said of this loop and of none inside of it.
             inside = _Counter(self.module, self.mesh, None)

@@ -1,8 +1,8 @@
 """How often a while loop of optimised HLO runs, read from its text.
 
-A counter begins at 0, a step is added to it in the body, and the condition compares it with a
-constant: what scan and fori_loop make, in steps of 1, and the compiler of them, in steps of 2 where
-it puts two turns into one body.
+A counter begins at a constant, a step is added to it in the body, and the condition compares it
+with a constant: what scan and fori_loop make, in steps of 1, and the compiler of them, in steps of
+2 where it puts two turns into one body.
 """
 
 import re
@@ -17,8 +17,8 @@ _Value = tuple[bool, int] | None
 _Given = Callable[[int], _Value]
 
 
-def trip_count(module: hlo.Module, loop: hlo.Instruction) -> int | None:
-    """How often a while loop runs, or None where that is not told by its text."""
+def trip_count(module: hlo.Module, where: hlo.Computation, loop: hlo.Instruction) -> int | None:
+    """How often a while loop of the computation `where` runs; None where its text does not tell."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:
         return int(known[1])
@@ -27,9 +27,20 @@ def trip_count(module: hlo.Module, loop: hlo.Instruction) -> int | None:
     for place in _counters(condition):
         bound = _bound(module, condition, place)
         step = _element(module, body, place, place, None)
-        if bound is not None and step is not None and step[0] and step[1] > 0:
-            return -(-bound // step[1])
+        begin = _operand(module, where, loop.operands[0], place)
+        if bound is None or begin is None or step is None or not step[0] or step[1] <= 0:
+            continue
+        return max(0, -(-(bound - begin) // step[1]))
     return None
+
+
+def _operand(module: hlo.Module, where: hlo.Computation, name: str, place: int) -> int | None:
+    """The number at a place of the tuple that a loop begins with."""
+    given = where.instructions[name]
+    if given.opcode != "tuple":
+        return None
+    found = _read(module, where, given.operands[place], -1, None)
+    return found[1] if found is not None and not found[0] else None
 
 
 def _counters(condition: hlo.Computation) -> list[int]:

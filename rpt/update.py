@@ -96,7 +96,7 @@ def micro_batches(
 
 
 def padded_length(longest: int, T: int, t_multiple: int) -> int:
-    """T of a micro-batch whose longest branch has `longest` tokens, where none can have more than T.
+    """T of a micro-batch whose longest branch has `longest` tokens, where none can exceed T.
 
     Its last token is a target only. Those before it, which are run, are a multiple of `t_multiple`,
     or all that there can be: then a multiple of 8, the rows of a register of a TPU, if `t_multiple`

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from configs import llama3_1_8b, mini, qwen2_5_1_5b, r1_distill_qwen_14b
 from kernels import models
-from rpt import aot, chips, compile_tables, hlo, hlo_costs, sharding, topologies
+from rpt import aot, chips, compile_tables, experiment_config, hlo, hlo_costs, sharding, topologies
 from rpt import config as config_lib
 from rpt.model import config as model_config
 from rpt.model import transformer
@@ -56,6 +56,48 @@ def test_what_lives_elsewhere_counts_for_whether_it_fits():
     full = report(program(arguments=9e9, held=8e9))
     assert not full.fits
     assert "does not fit: decode needs 17 GB" in compile_tables.of_report(full, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        # A step at size 16 costs what two thirds of one at 8 and a third of one at 32 do.
+        ((8, 16, 32), {"decode_first": 4 + 8 * 2 / 3, "decode": 8 / 3 + 16}),
+        ((8, 32), {"decode_first": 4, "decode": 24}),
+        ((32,), {"decode_first": 0, "decode": 28}),
+    ],
+)
+def test_a_rollout_reads_the_cache_that_it_has(sizes, expected):
+    """From 4 positions on, which the template gives."""
+    found = aot.decode_steps(sizes, 4)
+    assert found == pytest.approx(expected)
+    assert sum(found.values()) == sizes[-1] - 4
+    # The bytes that are read: of every step all positions of its cache.
+    begins = (4, *sizes[:-1])
+    read = sum((size - begin) * size for begin, size in zip(begins, sizes, strict=True))
+    assert found["decode_first"] * sizes[0] + found["decode"] * sizes[-1] == pytest.approx(read)
+
+
+def test_what_a_config_asks_beside_the_programs_is_named():
+    plain = aot.not_counted(config_lib.Config())
+    config = config_lib.changed(
+        config_lib.Config(),
+        [
+            experiment_config.Change(*change)
+            for change in (
+                ("positions.proxy", "init"),
+                ("objective.kl_weight", 0.1),
+                ("reward.name", "dense"),
+                ("reward.target_groups", 4),
+                ("reward.max_rounds", 3),
+                ("reward.dynamic_from_step", 7),
+            )
+        ],
+    )
+    more = " ".join(set(aot.not_counted(config)) - set(plain))
+    for part in ("proxy", "KL reference", "reward dense", "up to 2 further rounds", "step 7"):
+        assert part in more
+        assert part not in " ".join(plain)
 
 
 def test_what_the_compiler_refuses_does_not_fit():

@@ -125,6 +125,16 @@ def test_paper_rpt_has_the_numbers_of_the_paper():
     assert pathlib.Path(paper.data.template).stem == "rpt_v0"
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_1_5b", "llama3_1_8b", "r1_distill_qwen_14b"])
+def test_a_shape_is_trained_from_weights_of_it(name):
+    given = build(name, "weights=/models/a,documents=/texts/c.jsonl")
+    assert (given.data.weights, given.model) == ("/models/a", None)
+    assert given.evaluate.reference == "/models/a"
+    # No other model need be there, nor one with another tokenizer.
+    assert given.positions.proxy == "init"
+    assert given.train.mixture[0].spec.startswith("jsonl:/texts/c.jsonl?")
+
+
 def test_paper_rpt_takes_its_three_parts_from_switches():
     given = build("paper_rpt", "weights=/models/a,proxy=/models/b,documents=/texts/c.jsonl")
     assert (given.data.weights, given.positions.proxy) == ("/models/a", "/models/b")

@@ -89,18 +89,20 @@ def test_a_loop_inside_of_one_that_depends_on_data_is_not_said_to_run_as_often()
 
 
 @pytest.mark.parametrize(
-    ("direction", "order", "step", "trips"),
+    ("direction", "order", "begin", "step", "trips"),
     [
-        ("LT", "%i, %n", 1, 5),
-        ("LT", "%i, %n", 2, 3),  # two turns in one body
-        ("LT", "%i, %n", 0, None),
-        ("GT", "%i, %n", 1, None),
-        ("LT", "%n, %i", 1, None),
+        ("LT", "%i, %n", 0, 1, 5),
+        ("LT", "%i, %n", 0, 2, 3),  # two turns in one body
+        ("LT", "%i, %n", 1, 2, 2),
+        ("LT", "%i, %n", 9, 1, 0),
+        ("LT", "%i, %n", 0, 0, None),
+        ("GT", "%i, %n", 0, 1, None),
+        ("LT", "%n, %i", 0, 1, None),
     ],
 )
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loop_tells_its_trips_where_it_counts_up_to_a_constant(
-    fused, direction, order, step, trips
+    fused, direction, order, begin, step, trips
 ):
     compare = f"ROOT %c = pred[] compare({order}), direction={direction}"
     state = "%s = (s32[], f32[8,4]) parameter(0)\n  %i = s32[] get-tuple-element(%s), index=0\n"
@@ -129,9 +131,15 @@ def test_a_loop_tells_its_trips_where_it_counts_up_to_a_constant(
         f"  %b = (s32[], f32[8,4]) parameter(0)\n{lines}"
         "  ROOT %next_state = (s32[], f32[8,4]) tuple(%j, %x)\n}\n"
     )
-    line = "ROOT %loop = (s32[], f32[8,4]) while(%p), condition=%condition, body=%body"
-    found = hlo.parse(module("%p = (s32[], f32[8,4]) parameter(0)", line, more=more))
-    assert hlo_loops.trip_count(found, found.entry.instructions["loop"]) == trips
+    state = (
+        "%x = f32[8,4] parameter(0)",
+        f"%begin = s32[] constant({begin})",
+        "%p = (s32[], f32[8,4]) tuple(%begin, %x)",
+        "ROOT %loop = (s32[], f32[8,4]) while(%p), condition=%condition, body=%body",
+    )
+    found = hlo.parse(module(*state, more=more))
+    loop = found.entry.instructions["loop"]
+    assert hlo_loops.trip_count(found, found.entry, loop) == trips
 
 
 def test_a_window_counts_where_it_meets_the_input():

@@ -183,6 +183,25 @@ def test_next_token_loss_is_of_the_token_after(tiny_model, tiny_params, trunk):
     np.testing.assert_allclose(loss, nll, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("longest", "T", "t_multiple", "padded"),
+    [
+        (257, 1039, 256, 257),
+        (258, 1039, 256, 513),
+        (1030, 1039, 256, 1041),  # 1,280 positions would be more than there can be
+        (2, 1039, 256, 257),
+        (8, 8, 1, 8),
+        (5, 8, 3, 7),
+        (8, 8, 3, 10),
+    ],
+)
+def test_a_micro_batch_runs_whole_registers_and_no_more_than_there_can_be(
+    longest, T, t_multiple, padded
+):
+    assert update.padded_length(longest, T, t_multiple) == padded
+    assert (padded - 1) % min(8, t_multiple) == 0
+
+
 def test_micro_batches_are_sorted_padded_and_lose_nothing(arrays):
     batches = update.micro_batches(arrays, LENGTH_BR, 2, 3)
     # Sorted, document 0 has lengths 8 5 | 4 3 | 0 and document 1 has 4 4 | 3 2 | 2.
