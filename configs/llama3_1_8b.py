@@ -1,4 +1,4 @@
-"""Llama-3.1-8B's shape, for `rpt.compile`: what eight v5p or sixteen v6e need for it.
+"""Llama-3.1-8B's shape, for `rpt.compile`: what eight v5p need for it.
 
     python -m rpt.compile --config=configs/llama3_1_8b.py --topology=v5p:2x2x2
 
@@ -10,11 +10,11 @@ To train, say where weights and documents are, for example with
 (configs/paper_rpt.py says what documents look like). On v5p:2x2x2, predicted (docs/scaling.md):
 
     program         HBM of 95 GB   bound by   seconds of a step
-    decode          45%            HBM        20.9
-    accumulate      58%            compute    22.4
-    trunk_backward  34%            compute    0.4
+    decode          45%            HBM        17.4
+    accumulate      55%            compute    20.2
+    trunk_backward  33%            compute    0.4
     others          16 to 49%                 0.3
-    step                                      44.1, 23,886 thought tokens/s
+    step                                      38.4, 27,436 thought tokens/s
 
     parameters                  8.03 billion
     layers, width, feed-forward 32, 4096, 14336

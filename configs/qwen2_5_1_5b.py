@@ -1,4 +1,4 @@
-"""Qwen2.5-1.5B's shape, for `rpt.compile`: what a v5e-16 or a v6e-8 needs for it.
+"""Qwen2.5-1.5B's shape, for `rpt.compile`: what a v5e-16 needs for it.
 
     python -m rpt.compile --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
 
@@ -11,10 +11,10 @@ To train, say where weights and documents are, for example with
 
     program         HBM of 16 GB   bound by   seconds of a step
     decode          65%            HBM        9.1
-    accumulate      73%            compute    12.6
+    accumulate      66%            compute    10.4
     trunk_backward  39%            compute    0.4
     others          12 to 55%                 0.3
-    step                                      22.5, 93,917 thought tokens/s
+    step                                      20.2, 104,505 thought tokens/s
 
     parameters                  1.54 billion; head tied to the embedding
     layers, width, feed-forward 28, 1536, 8960

@@ -8,11 +8,11 @@ The settings of `configs/paper_rpt.py` with a mesh; to train, give the switches 
 (docs/scaling.md):
 
     program         HBM of 95 GB   bound by   seconds of a step
-    decode          72%            HBM        201
-    accumulate      55%            compute    103
-    trunk_backward  26%            compute    0.8
+    decode          72%            HBM        144
+    accumulate      49%            compute    101
+    trunk_backward  21%            compute    0.8
     others           5 to 67%                 0.7
-    step                                      305, 55,066 thought tokens/s
+    step                                      246, 68,271 thought tokens/s
 
     parameters                  14.8 billion
     layers, width, feed-forward 48, 5120, 13824

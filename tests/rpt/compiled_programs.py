@@ -41,8 +41,8 @@ def config_of(name: str) -> config_lib.Config:
     """What is compiled for one slice."""
     config = config_lib.from_config_dict(mini.get_config())
     train = dataclasses.replace(config.train, batch_size=8, seq_len=256, micro_branches=16)
-    # The second slice samples truncated.
-    cut = {"top_k": 50, "top_p": 0.95} if name.startswith("v5p") else {}
+    # The second slice samples truncated, and its cache has one size.
+    cut = {"top_k": 50, "top_p": 0.95, "chunk_tokens": 32} if name.startswith("v5p") else {}
     sampler = dataclasses.replace(config.rollout, **cut)
     return dataclasses.replace(config, train=train, rollout=sampler)
 

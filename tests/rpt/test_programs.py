@@ -51,10 +51,10 @@ def logit_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("name", SLICES)
 def test_every_program_of_a_step_compiles(name):
-    assert set(compiled(name)) == {
-        "score", "sampling_copy", "prepare_trunk", "start", "prefill", "decode_first", "grow",
-        "decode",
-        "trunk_forward", "accumulate", "trunk_backward", "optimizer",
+    grows = {"decode_first", "grow"} if name.startswith("v5e") else set()
+    assert set(compiled(name)) == grows | {
+        "score", "sampling_copy", "prepare_trunk", "start", "prefill", "decode", "trunk_forward",
+        "accumulate", "trunk_backward", "optimizer",
     }  # fmt: skip
 
 
@@ -177,6 +177,8 @@ def reported(request) -> tuple[str, aot.Report]:
 
 def test_growing_holds_the_cache_and_one_layer_of_the_old_one(reported):
     name, report = reported
+    if not name.startswith("v5e"):
+        pytest.skip("the cache of this slice has one size")
     found = {each.name: each for each in report.programs}
     grow, config, model = found["grow"], compiled_programs.config_of(name), compiled_programs.MODEL
     rows = config.train.batch_size // (report.mesh["replica"] * report.mesh["fsdp"])
