@@ -255,7 +255,7 @@ def _whole_forward(shard, axis):
 def _whole_backward(axis, residuals, gradient):
     del residuals
     # In memory as it is named: shards of the minor axis would be padded, and the TPU compiler then
-    # sums whole gradients and slices them.
+    # sums whole gradients and slices them. (Of heads beyond about 400 MB it does so in any case.)
     rows = layout.with_layout_constraint(gradient.T, layout.Layout((0, 1)))
     return (jax.lax.psum_scatter(rows, axis, scatter_dimension=0, tiled=True).T,)
 
